@@ -1,0 +1,35 @@
+"""The training dataset: records, tokenised when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.utils.data import Dataset
+
+from coordexp.data.records import Record
+from coordexp.data.template import ChatTemplate, Example
+
+
+class RecordDataset(Dataset[Example]):
+    """Examples of ``records`` under ``template``; ``set_epoch`` steers the random object order."""
+
+    def __init__(self, records: Sequence[Record], template: ChatTemplate) -> None:
+        self.records = list(records)
+        self.template = template
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.template.encode(self.records[index], self.epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader at the start of an epoch."""
+        self.epoch = epoch
+
+    def lengths(self) -> list[int]:
+        """Answer lengths in tokens, for grouping samples of similar length (images do not enter)."""
+        grid = torch.tensor([[1, self.template.image_processor.merge_size, self.template.image_processor.merge_size]])
+        return [len(self.template.encode_answer(self.template.instances(r)[0], grid)["input_ids"]) for r in self.records]

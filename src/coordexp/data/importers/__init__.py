@@ -1,0 +1,1 @@
+"""Importers: other annotation formats to record files, one module a format."""

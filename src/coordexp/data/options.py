@@ -1,0 +1,55 @@
+"""Options of the ``data`` section. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+DEFAULT_PROMPT = "Locate every object."
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthOptions:
+    """Scenes of ``coordexp data synth``: square images of ``side`` pixels with min..max objects.
+
+    Size ranges are shares of the side. Splits draw disjoint seeds, so held-out scenes are new scenes.
+    """
+
+    train: int = 8000
+    val: int = 100
+    test: int = 200
+    side: int = 96
+    min_objects: int = 1
+    max_objects: int = 3
+    colors: tuple[str, ...] = ("red", "green", "blue", "yellow")
+    shapes: tuple[str, ...] = ("circle", "square", "triangle")
+    sizes: tuple[str, ...] = ("small", "medium", "large")
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_objects <= self.max_objects:
+            raise ValueError(f"data.synth.max_objects: expected at least min_objects={self.min_objects}, got {self.max_objects}")
+        if self.side < 32:
+            raise ValueError(f"data.synth.side: expected at least 32 pixels, got {self.side}")
+        if min(self.train, self.val, self.test) < 1:
+            raise ValueError("data.synth.train/val/test: expected at least 1 scene each")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """``kind``: ``synth`` makes scenes; ``voc`` imports a Pascal VOC folder ``source`` (splits by its ImageSets);
+    ``jsonl`` reads ``source``/{train,val,test}.jsonl."""
+
+    kind: Literal["synth", "voc", "jsonl"] = "jsonl"
+    source: str | None = None
+    synth: SynthOptions = field(default_factory=SynthOptions)
+    prompt: str = DEFAULT_PROMPT
+    order: Literal["sorted", "random"] = "sorted"
+    max_train: int | None = None
+    max_val: int | None = None
+    max_test: int | None = None
+    on_invalid: Literal["error", "skip"] = "error"
+
+    def __post_init__(self) -> None:
+        if self.kind != "synth" and self.source is None:
+            raise ValueError(f"data.source: expected a folder for kind={self.kind!r}, got none: pass --set data.source=FOLDER")

@@ -1,0 +1,208 @@
+"""Reader of ``predictions.jsonl``: one line a record, no header, boxes in pixels."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from coordexp.errors import DataError
+
+# The keys of ``distribution.READOUTS``, repeated because that module imports torch; a test holds the two together.
+READOUT_NAMES: Final[tuple[str, ...]] = ("argmax", "expectation", "median", "topk_mean", "window", "auto")
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class PredictedObject:
+    """One predicted box. ``box`` is ``bbox_2d`` as it stands; ``readouts`` are other readings of the same four slots.
+
+    All boxes are ``(x1, y1, x2, y2)`` in pixels and finite. They may be reversed or lie outside the image
+    (a refined edge can cross its partner); such a box overlaps with nothing, and counts as a false positive.
+    """
+
+    desc: str
+    box: Box
+    score: float | None
+    readouts: dict[str, Box]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One row. ``None`` in ``problems``, ``num_tokens`` and ``truncated`` means that the row does not say.
+
+    ``states_error`` tells a row that says ``"error": null`` from one without the field.
+    """
+
+    image_id: str
+    width: int
+    height: int
+    objects: tuple[PredictedObject, ...]
+    score_source: str | None
+    problems: dict[str, int] | None
+    error: str | None
+    states_error: bool
+    num_tokens: int | None
+    truncated: bool | None
+    source: str
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """All rows of a predictions file, in file order. Fields that the format does not name are left alone.
+
+    Either every object of the file has a ``score`` or none has, from one ``score_source``; and every
+    object has the same ``readouts``.
+
+    Raises:
+        DataError: a missing, unreadable or empty file; otherwise one line
+            ``file:line: field: expected ..., got ...`` for the first fault.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the predictions file ({error.strerror}): give the predictions.jsonl of a run") from error
+    if not lines:
+        raise DataError(f"{path}: expected at least one prediction, got an empty file")
+    rows = [_Row(f"{path.name}:{number}").read(line) for number, line in enumerate(lines, start=1)]
+    _check_unique(rows)
+    _check_uniform(rows)
+    return rows
+
+
+def _check_unique(rows: list[Prediction]) -> None:
+    first: dict[str, str] = {}
+    for row in rows:
+        if row.image_id in first:
+            raise DataError(
+                f"{row.source}: image_id: expected one row per image, got {row.image_id!r} again (first at {first[row.image_id]})"
+            )
+        first[row.image_id] = row.source
+
+
+def _check_uniform(rows: list[Prediction]) -> None:
+    """Scores, their source and readouts must be comparable over the whole file."""
+    lead: tuple[Prediction, PredictedObject] | None = None
+    for row in rows:
+        for i, item in enumerate(row.objects):
+            if lead is None:
+                lead = (row, item)
+            first_row, first = lead
+            where = f"{row.source}: objects[{i}]"
+            if (item.score is None) != (first.score is None):
+                expected, got = ("no score", "one") if first.score is None else ("a score", "none")
+                raise DataError(
+                    f"{where}.score: expected {expected}, as at {first_row.source}, got {got}: score all objects of a file or none"
+                )
+            if item.score is not None and row.score_source != first_row.score_source:
+                raise DataError(
+                    f"{row.source}: score_source: expected {first_row.score_source!r}, as at {first_row.source}, got {row.score_source!r}: "
+                    "scores of different sources cannot be ranked together"
+                )
+            if item.readouts.keys() != first.readouts.keys():
+                raise DataError(
+                    f"{where}.readouts: expected {sorted(first.readouts)}, as at {first_row.source}, got {sorted(item.readouts)}: "
+                    "write the same readouts for every object"
+                )
+
+
+class _Row:
+    """Checks of one line; ``where`` is ``file:line``."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def fail(self, field: str, expected: str, got: object) -> NoReturn:
+        raise DataError(f"{self.where}: {field}: expected {expected}, got {_short(got)}")
+
+    def read(self, line: bytes) -> Prediction:
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{self.where}: line: expected one JSON object, got {line[:60]!r} ({reason})") from error
+        if not isinstance(row, dict):
+            self.fail("line", "one JSON object", row)
+        for name in ("image_id", "width", "height", "objects", "score_source"):
+            if name not in row:
+                self.fail(name, "the field to be present", sorted(row))
+        objects = row["objects"]
+        if not isinstance(objects, list):
+            self.fail("objects", "a list", objects)
+        return Prediction(
+            image_id=self.text("image_id", row["image_id"]),
+            width=self.integer("width", row["width"], 1),
+            height=self.integer("height", row["height"], 1),
+            objects=tuple(self.object(f"objects[{i}]", item) for i, item in enumerate(objects)),
+            score_source=self.optional_text("score_source", row["score_source"]),
+            problems=self.problems(row["problems"]) if row.get("problems") is not None else None,
+            error=self.optional_text("error", row.get("error")),
+            states_error="error" in row,
+            num_tokens=self.integer("num_tokens", row["num_tokens"], 0) if row.get("num_tokens") is not None else None,
+            truncated=self.boolean("truncated", row["truncated"]) if row.get("truncated") is not None else None,
+            source=self.where,
+        )
+
+    def object(self, field: str, item: Any) -> PredictedObject:
+        if not isinstance(item, dict):
+            self.fail(field, "a JSON object", item)
+        for name in ("desc", "bbox_2d"):
+            if name not in item:
+                self.fail(f"{field}.{name}", "the field to be present", sorted(item))
+        desc = item["desc"]
+        if not isinstance(desc, str):
+            self.fail(f"{field}.desc", "a string", desc)
+        readouts = {} if item.get("readouts") is None else item["readouts"]
+        if not isinstance(readouts, dict):
+            self.fail(f"{field}.readouts", "a JSON object", readouts)
+        for name in readouts:
+            if name not in READOUT_NAMES:
+                self.fail(f"{field}.readouts", f"names among {', '.join(READOUT_NAMES)}", name)
+        score = item.get("score")
+        return PredictedObject(
+            desc=desc,
+            box=self.box(f"{field}.bbox_2d", item["bbox_2d"]),
+            score=None if score is None else self.number(f"{field}.score", score),
+            readouts={name: self.box(f"{field}.readouts.{name}", box) for name, box in readouts.items()},
+        )
+
+    def box(self, field: str, value: Any) -> Box:
+        if not isinstance(value, list) or len(value) != 4:
+            self.fail(field, "4 numbers [x1, y1, x2, y2]", value)
+        x1, y1, x2, y2 = (self.number(field, v) for v in value)
+        return x1, y1, x2, y2
+
+    def number(self, field: str, value: Any) -> float:
+        # The comparison is false for NaN and exact for integers beyond the range of a float.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+            self.fail(field, "a finite number", value)
+        return float(value)
+
+    def integer(self, field: str, value: Any, least: int) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            self.fail(field, f"an integer of at least {least}", value)
+        return value
+
+    def boolean(self, field: str, value: Any) -> bool:
+        if not isinstance(value, bool):
+            self.fail(field, "true or false", value)
+        return value
+
+    def text(self, field: str, value: Any) -> str:
+        if not isinstance(value, str) or not value:
+            self.fail(field, "a string that is not empty", value)
+        return value
+
+    def optional_text(self, field: str, value: Any) -> str | None:
+        return None if value is None else self.text(field, value)
+
+    def problems(self, value: Any) -> dict[str, int]:
+        if not isinstance(value, dict):
+            self.fail("problems", "a JSON object of counts", value)
+        return {self.text("problems", reason): self.integer(f"problems.{reason}", count, 0) for reason, count in value.items()}
+
+
+def _short(value: object) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 120 else text[:117] + "..."

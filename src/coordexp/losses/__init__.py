@@ -1,0 +1,1 @@
+"""The objective: targets, terms, sums, and the loss on top of a language-model head."""

@@ -1,0 +1,55 @@
+"""Extend a model folder on disk by the coordinate tokens."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from coordexp.errors import ConfigError
+from coordexp.modeling.load import check_model_folder, load_model, load_tokenizer, save_model_folder
+from coordexp.vocab.extend import extend
+from coordexp.vocab.options import Init, VocabOptions
+
+
+@dataclass(frozen=True)
+class ExtendSummary:
+    """What :func:`extend_model` did."""
+
+    out: Path
+    start: int
+    num_bins: int
+    rows_before: int
+    rows_after: int
+    tied: bool
+    init: Init
+
+    def __str__(self) -> str:
+        head = "tied head" if self.tied else "separate head"
+        return (
+            f"{self.num_bins} coordinate tokens at ids {self.start}..{self.start + self.num_bins - 1} ({self.init} init, {head}); "
+            f"embedding rows {self.rows_before} -> {self.rows_after}; written to {self.out}"
+        )
+
+
+def extend_model(source: Path, out: Path, options: VocabOptions, *, overwrite: bool = False) -> ExtendSummary:
+    """Read a model folder, extend it, write it to ``out`` (which must not exist unless ``overwrite``).
+
+    Raises:
+        ConfigError: ``source`` is no model folder, or ``out`` exists.
+        VocabError: see :func:`add_coord_tokens`.
+    """
+    check_model_folder(source)
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out} exists: choose another folder or pass --overwrite")
+    tokenizer, model = load_tokenizer(source), load_model(source)
+    before = model.get_input_embeddings().weight.shape[0]
+    vocab = extend(model, tokenizer, options)
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    staging = out.with_name(out.name + ".tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    save_model_folder(model, tokenizer, staging, processor_from=source)
+    if out.exists():
+        shutil.rmtree(out)
+    staging.rename(out)
+    return ExtendSummary(out, vocab.start, vocab.num_bins, before, table.shape[0], head.data_ptr() == table.data_ptr(), options.init)

@@ -1,0 +1,1 @@
+"""Run directories: the manifest, the log and the report. Imports no torch."""

@@ -1,0 +1,267 @@
+"""The run directory and its ``manifest.json``: what ran, with which code and versions, and how far it came.
+
+The manifest is written when the directory is made and again at every change, each time in full and
+atomically. Its status says ``running`` until :meth:`RunDirectory.finish`, so that a directory whose run was
+killed is never taken for a complete one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from coordexp.errors import ConfigError, DataError
+
+Status = Literal["running", "complete", "failed", "interrupted"]
+PACKAGES: Final = ("coordexp", "torch", "transformers", "tokenizers", "accelerate", "peft", "numpy")
+MANIFEST: Final = "manifest.json"
+
+
+class RunDirectory:
+    """A run directory on disk and its manifest in memory.
+
+    ``path`` is the directory; ``manifest`` the content of ``manifest.json``, changed through the methods only.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        name: str,
+        config_yaml: str,
+        command: list[str],
+        convention: str = "norm999",
+        overwrite: bool = False,
+    ) -> RunDirectory:
+        """Make the directory with ``config.yaml`` and a manifest of status ``running``.
+
+        ``overwrite`` removes an older run directory first; only one that has a manifest.
+
+        Raises:
+            ConfigError: the path is a file, or a directory that is not empty (without ``overwrite``), or one
+                that is not empty and has no manifest (always).
+        """
+        root = Path(path)
+        _make_room(root, overwrite)
+        root.mkdir(parents=True, exist_ok=True)
+        manifest: dict[str, Any] = {
+            "schema": 1,
+            "name": name,
+            "status": "running",
+            "stage": None,
+            "started": _now(),
+            "finished": None,
+            # The shell may expand the program's own name to a path of this machine; the arguments stay as typed.
+            "command": [Path(word).name if i == 0 else word for i, word in enumerate(command)],
+            "config_sha256": hashlib.sha256(config_yaml.encode()).hexdigest(),
+            "git": git_state(),
+            "versions": versions(),
+            "hardware": hardware(),
+            "convention": convention,
+            "files": {},
+            "stages": {},
+            "notes": [],
+        }
+        run = cls(root, manifest)
+        write_text(root / "config.yaml", config_yaml)
+        run._save()
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDirectory:
+        """The run directory at ``path`` as it stands.
+
+        Raises:
+            DataError: no manifest, or one that cannot be read.
+        """
+        return cls(Path(path), read_manifest(Path(path)))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Record ``name`` as the running stage, and its seconds when it ends, however it ends.
+
+        After an exception ``stage`` keeps the name: it says where the run stopped. A stage entered again adds up.
+        """
+        self.manifest["stage"] = name
+        self._save()
+        begin = time.monotonic()
+        ended = False
+        try:
+            yield
+            ended = True
+        finally:
+            seconds = self.manifest["stages"].get(name, 0.0) + time.monotonic() - begin
+            self.manifest["stages"][name] = round(seconds, 3)
+            if ended:
+                self.manifest["stage"] = None
+            # The accelerator is only known once a stage has loaded torch.
+            self.manifest["hardware"] = hardware()
+            self._save()
+
+    def finish(self, status: Status) -> None:
+        """Set the final status and the time. ``failed`` and ``interrupted`` keep the stage they stopped in."""
+        self.manifest["status"] = status
+        self.manifest["finished"] = _now()
+        if status == "complete":
+            self.manifest["stage"] = None
+        self._save()
+
+    def note(self, text: str) -> None:
+        """Append one line to the notes that the report shows."""
+        self.manifest["notes"].append(text)
+        self._save()
+
+    def add_file(self, relative: str) -> str:
+        """Record the SHA-256 of a file of this directory under ``files`` and return it.
+
+        Raises:
+            DataError: no such file.
+        """
+        target = self.path / relative
+        if not target.is_file():
+            raise DataError(f"{target}: expected a file to record in the manifest, found none")
+        digest = file_sha256(target)
+        self.manifest["files"][relative] = digest
+        self._save()
+        return digest
+
+    def _save(self) -> None:
+        write_text(self.path / MANIFEST, json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n")
+
+
+def _make_room(root: Path, overwrite: bool) -> None:
+    if root.exists() and not root.is_dir():
+        raise ConfigError(f"{root}: expected a directory for the run, found a file: choose another output_dir")
+    if not root.is_dir() or not any(root.iterdir()):
+        return
+    if not (root / MANIFEST).is_file():
+        raise ConfigError(f"{root}: not empty and has no {MANIFEST}, so it is no run directory: choose another output_dir")
+    if overwrite:
+        shutil.rmtree(root)
+        return
+    try:
+        found = read_manifest(root)
+        state = f"a run with status {found.get('status')!r}" + (f" in stage {found['stage']!r}" if found.get("stage") else "")
+    except DataError:
+        state = "a run whose manifest cannot be read"
+    raise ConfigError(f"{root}: already holds {state}: choose another output_dir or pass --overwrite")
+
+
+def read_manifest(run_dir: Path) -> dict[str, Any]:
+    """Content of ``manifest.json``.
+
+    Raises:
+        DataError: the file is missing or is not a JSON object.
+    """
+    path = run_dir / MANIFEST
+    if not path.is_file():
+        raise DataError(f"{run_dir}: no {MANIFEST}: expected a run directory")
+    return read_json_object(path)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A file that holds one JSON object.
+
+    Raises:
+        DataError: it cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{path}: expected JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in full or not at all: a neighbour is written, flushed to disk and renamed over it."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8", newline="\n") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(partial, path)
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def git_state(source: Path | None = None) -> dict[str, Any] | None:
+    """``{"commit", "dirty"}`` of the repository that tracks ``source`` (this package), or None.
+
+    A package installed inside some other repository is not tracked there: that repository's commit would say
+    nothing about this code. ``dirty``: a tracked file differs from the commit.
+    """
+    where = source or Path(__file__).resolve()
+    if _git(where.parent, "ls-files", "--error-unmatch", where.name) is None:
+        return None
+    commit = _git(where.parent, "rev-parse", "HEAD")
+    changes = _git(where.parent, "status", "--porcelain", "--untracked-files=no")
+    if commit is None or changes is None:
+        return None
+    return {"commit": commit, "dirty": bool(changes)}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Output of a git command, or None where git is missing, hangs or fails."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape a result; what is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """System, processor, cores, memory in GiB and CUDA devices; torch is asked only if something else loaded it."""
+    found: dict[str, Any] = {"system": platform.system(), "machine": platform.machine(), "cpu_count": os.cpu_count()}
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        if names:
+            found["processor"] = names[0]
+    names_of_sysconf = os.sysconf_names if hasattr(os, "sysconf_names") else {}
+    if "SC_PHYS_PAGES" in names_of_sysconf and "SC_PAGE_SIZE" in names_of_sysconf:
+        found["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        found["cuda"] = [{"name": d.name, "memory_gib": round(d.total_memory / 2**30, 1)} for d in devices]
+    return found
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

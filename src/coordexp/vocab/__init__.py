@@ -1,0 +1,1 @@
+"""The coordinate vocabulary of a tokenizer and a model."""

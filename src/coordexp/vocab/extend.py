@@ -1,0 +1,83 @@
+"""Give a tokenizer and a model in memory the 1,000 coordinate tokens, with initialised rows."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor
+
+from coordexp.errors import VocabError
+from coordexp.vocab.coord_vocab import CoordVocab
+from coordexp.vocab.options import Init, VocabOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PAD_ROWS_TO: Final = 128
+HARMONICS: Final = 24
+
+
+def add_coord_tokens(tokenizer: PreTrainedTokenizerBase, num_bins: int = 1000) -> CoordVocab:
+    """Add ``<|coord_*|>`` (a wildcard used by older data) and ``<|coord_k|>`` as ordinary added tokens, in place.
+
+    They are not *special* (decoding must keep them) and not normalised. With all present, nothing is added.
+
+    Raises:
+        VocabError: only some of the tokens are there.
+    """
+    from tokenizers import AddedToken
+
+    names = ["<|coord_*|>", *(f"<|coord_{k}|>" for k in range(num_bins))]
+    present = [name for name in names[1:] if name in tokenizer.get_vocab()]
+    if present and len(present) != num_bins:
+        raise VocabError(f"the tokenizer has {len(present)} of {num_bins} coordinate tokens: start from one with all or none")
+    if not present:
+        tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in names])
+    return CoordVocab.from_tokenizer(tokenizer, num_bins)
+
+
+def initial_rows(table: Tensor, vocab: CoordVocab, init: Init, digit_ids: list[list[int]], seed: int) -> Tensor:
+    """Rows ``[K, D]`` for the new tokens, float32, from the ``[V, D]`` table of the old ones.
+
+    ``mean``: the mean old row plus a little noise, what the library does by default. ``digits``: mean row
+    of the pieces of "k". ``ordinal``: mean row plus a random smooth curve over k,
+    ``sum_j cos(pi j k / (K-1)) / sqrt(j) * g_j`` with ``g_j`` normal, scaled to the spread of the old rows,
+    so that neighbouring bins start similar.
+    """
+    old = table.float()
+    mean, spread = old.mean(dim=0), old.std(dim=0).mean()
+    generator = torch.Generator().manual_seed(seed)
+    if init == "digits":
+        return torch.stack([old[ids].mean(dim=0) for ids in digit_ids])
+    if init == "mean":
+        return mean + 1e-2 * spread * torch.randn(vocab.num_bins, old.shape[1], generator=generator)
+    angle = math.pi * torch.arange(vocab.num_bins) / (vocab.num_bins - 1)
+    j = torch.arange(1, HARMONICS + 1)
+    curve = (torch.cos(angle[:, None] * j) / j.sqrt()) @ torch.randn(HARMONICS, old.shape[1], generator=generator)
+    return mean + curve * (spread / curve.std())
+
+
+@torch.no_grad()
+def extend(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: VocabOptions) -> CoordVocab:
+    """Add the tokens, grow the table to a multiple of 128 rows, and initialise the new rows, in place."""
+    had = "<|coord_0|>" in tokenizer.get_vocab()
+    old_size = len(tokenizer)
+    vocab = add_coord_tokens(tokenizer)
+    table = model.get_input_embeddings().weight
+    if len(tokenizer) > table.shape[0]:
+        padded = math.ceil(len(tokenizer) / PAD_ROWS_TO) * PAD_ROWS_TO
+        model.resize_token_embeddings(padded, mean_resizing=False)
+    if had:
+        return vocab
+    digits = [tokenizer.encode(str(k), add_special_tokens=False) for k in range(vocab.num_bins)]
+    tables = [model.get_input_embeddings().weight]
+    head = model.get_output_embeddings().weight
+    if head.data_ptr() != tables[0].data_ptr():
+        tables.append(head)
+    for weight in tables:
+        rows = initial_rows(weight[:old_size], vocab, options.init, digits, options.seed)
+        weight[old_size:] = weight[:old_size].float().mean(dim=0).to(weight.dtype)
+        weight[vocab.start : vocab.start + vocab.num_bins] = rows.to(weight.dtype)
+    return vocab
