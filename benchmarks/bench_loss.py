@@ -44,9 +44,7 @@ def variants(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
     def loss(objective: CoordObjective, impl: str) -> Callable[[], None]:
         def run() -> None:
             hidden.grad = weight.grad = None
-            linear_coord_loss(
-                hidden, weight, labels, coord_start=start, num_bins=1000, objective=objective, impl=impl
-            ).loss.backward()
+            linear_coord_loss(hidden, weight, labels, coord_start=start, num_bins=1000, objective=objective, impl=impl).loss.backward()
 
         return run
 
@@ -82,9 +80,10 @@ def main() -> None:
         rows.append(
             {
                 "date": datetime.date.today().isoformat(), "commit": commit, "variant": name, "rows": args.rows,
-                "coords": args.coords,                "vocab": args.vocab, "dim": args.dim, "n": len(values),
+                "coords": args.coords, "vocab": args.vocab, "dim": args.dim, "n": len(values),
                 "p20_s": f"{p20:.4f}", "p50_s": f"{p50:.4f}", "p80_s": f"{p80:.4f}",
-                "ratio_to_products": f"{p50 / base:.3f}", "device": f"{platform.machine()} {os.cpu_count()} cores", "torch": torch.__version__,
+                "ratio_to_products": f"{p50 / base:.3f}", "device": f"{platform.machine()} {os.cpu_count()} cores",
+                "torch": torch.__version__,
             }
         )  # fmt: skip
     new = not RESULTS.exists()

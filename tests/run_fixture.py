@@ -132,7 +132,17 @@ def results() -> dict[str, Any]:
                 put(f"localisation.{readout}.{slot}.median_{unit}", 0.7 * mean * size)
                 put(f"localisation.{readout}.{slot}.p90_{unit}", 2.1 * mean * size)
     put("localisation.matched", 301)
-    for key, value in (("ap", 0.231), ("ap50", 0.402), ("ap75", 0.219), ("aps", None), ("apm", 0.231), ("apl", None), ("ar1", 0.2), ("ar10", 0.3), ("ar100", 0.3)):
+    for key, value in (
+        ("ap", 0.231),
+        ("ap50", 0.402),
+        ("ap75", 0.219),
+        ("aps", None),
+        ("apm", 0.231),
+        ("apl", None),
+        ("ar1", 0.2),
+        ("ar10", 0.3),
+        ("ar100", 0.3),
+    ):
         put(f"coco.constant.{key}", value, 0.03)
     for key, value in (("parse_rate", 0.985), ("empty_rate", 0.0), ("truncation_rate", 0.01), ("duplicate_rate", 0.034)):
         put(f"health.{key}", value, 0.012 if key == "parse_rate" else 0.0)
@@ -158,7 +168,12 @@ def scenes(folder: Path, count: int, side: int, objects: int) -> list[dict[str, 
             x, y = rng.uniform(0, side - size), rng.uniform(0, side - size)
             color, shape = rng.choice(list(COLORS)), rng.choice(("circle", "square"))
             (draw.ellipse if shape == "circle" else draw.rectangle)((x, y, x + size, y + size), fill=COLORS[color])
-            items.append({"desc": f"{'large' if size > 0.3 * side else 'small'} {color} {shape}", "bbox_2d": [round(v, 2) for v in (x, y, x + size, y + size)]})
+            items.append(
+                {
+                    "desc": f"{'large' if size > 0.3 * side else 'small'} {color} {shape}",
+                    "bbox_2d": [round(v, 2) for v in (x, y, x + size, y + size)],
+                }
+            )
         name = f"img/{n:04d}.png"
         image.save(folder / name)
         rows.append({"images": [name], "width": side, "height": side, "objects": items, "image_id": f"test-{n:06d}"})

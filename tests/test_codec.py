@@ -63,7 +63,7 @@ def test_a_quantised_box_never_collapses_and_moves_an_edge_by_at_most_one_bin(si
     bins, moved = codec.quantize_box(box, side, side)
     assert bins[2] > bins[0]
     assert bins[3] > bins[1]
-    assert 0 <= min(bins)
+    assert min(bins) >= 0
     assert max(bins) <= 999
     distance = np.abs(np.array(bins) - np.array([codec.to_bin(v, side) for v in box]))
     assert distance.max() <= (1.5 if moved else 0.5) + 1e-6

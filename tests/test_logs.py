@@ -49,7 +49,12 @@ def test_whole_last_line_without_line_end_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("{broken", "expected one JSON object"), ("[1]", "got list"), ('{"loss": 1}', "step: expected an integer"), ('{"step": 1.5}', "step: expected an integer")],
+    [
+        ("{broken", "expected one JSON object"),
+        ("[1]", "got list"),
+        ('{"loss": 1}', "step: expected an integer"),
+        ('{"step": 1.5}', "step: expected an integer"),
+    ],
 )
 def test_bad_line_is_an_error_at_file_and_line(tmp_path: Path, line: str, message: str) -> None:
     path = write(tmp_path, '{"step": 1, "loss": 1.0}', line, '{"step": 3, "loss": 1.0}')

@@ -142,5 +142,8 @@ def test_versions_leave_out_what_is_not_installed(monkeypatch: pytest.MonkeyPatc
 
 
 def test_manifest_does_not_load_torch() -> None:
-    code = "import sys; from coordexp.runs import manifest; h = manifest.hardware(); assert h['cpu_count'] and 'cuda' not in h; assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from coordexp.runs import manifest; h = manifest.hardware(); "
+        "assert h['cpu_count'] and 'cuda' not in h; assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from tiny import SMALL, collator, fresh_model, records, template, vocab, workspace
 
 from coordexp.data.records import open_image
 from coordexp.decode.generate import generate
@@ -21,6 +20,7 @@ from coordexp.train.forward import bind_coord_loss
 from coordexp.vocab.coord_vocab import CoordVocab
 from coordexp.vocab.extend import initial_rows
 from coordexp.vocab.options import VocabOptions
+from tiny import SMALL, collator, fresh_model, records, template, vocab, workspace
 
 STOCK = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
 

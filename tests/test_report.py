@@ -1,6 +1,7 @@
 import base64
 import html.parser
 import io
+import itertools
 import json
 import re
 import shutil
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from run_fixture import make_run
 
 from coordexp.errors import DataError
 from coordexp.runs import tables
@@ -19,6 +19,7 @@ from coordexp.runs.logs import RunLog
 from coordexp.runs.options import ReportOptions
 from coordexp.runs.pictures import encode
 from coordexp.runs.report import duration, write_report
+from run_fixture import make_run
 
 
 class Page(html.parser.HTMLParser):
@@ -127,7 +128,7 @@ def test_report_is_accessible_in_structure(report: str) -> None:
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(later <= earlier + 1 for earlier, later in zip(levels, levels[1:], strict=False))
+    assert all(later <= earlier + 1 for earlier, later in itertools.pairwise(levels))
     ids = [a["id"] for _, a in page.elements if a.get("id")]
     assert len(ids) == len(set(ids))
     assert all(a["scope"] for a in page.of("th"))
@@ -174,7 +175,13 @@ def test_damaged_parts_are_named_and_do_not_stop_the_report(run_dir: Path, tmp_p
         "data/test.jsonl": "nothing\n",
     }
     text = changed(run_dir, tmp_path / "run", write=broken)
-    for sentence in ("results.json: expected a JSON object", "logging.jsonl:2:", "predictions.jsonl:1: objects", "manifest.json: expected JSON", "config.yaml: not valid YAML"):
+    for sentence in (
+        "results.json: expected a JSON object",
+        "logging.jsonl:2:",
+        "predictions.jsonl:1: objects",
+        "manifest.json: expected JSON",
+        "config.yaml: not valid YAML",
+    ):
         assert sentence in text
     assert str(tmp_path) not in text
 
@@ -235,13 +242,22 @@ def test_best_is_marked_per_column_and_ties_share_the_mark() -> None:
 
 @pytest.mark.parametrize(
     ("value", "kind", "text"),
-    [(0.71249, "ratio", "0.712"), (0.985, "percent", "98.5 %"), (12.34, "bins", "12.3"), (2.006, "px", "2.01"), (None, "ratio", "–"), (float("nan"), "px", "–")],
+    [
+        (0.71249, "ratio", "0.712"),
+        (0.985, "percent", "98.5 %"),
+        (12.34, "bins", "12.3"),
+        (2.006, "px", "2.01"),
+        (None, "ratio", "–"),
+        (float("nan"), "px", "–"),
+    ],
 )
 def test_numbers_have_one_format_per_kind(value: float | None, kind: str, text: str) -> None:
     assert tables.number(value, kind) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(4.25, "4.2 s"), (59.96, "1 min 00 s"), (200, "3 min 20 s"), (3599.7, "1 h 00 min"), (3725, "1 h 02 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4.25, "4.2 s"), (59.96, "1 min 00 s"), (200, "3 min 20 s"), (3599.7, "1 h 00 min"), (3725, "1 h 02 min")]
+)
 def test_durations_read_naturally(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
@@ -251,7 +267,10 @@ def test_charts_are_the_same_every_time_and_describe_themselves() -> None:
     (first,), absent = draw_panels(log, LOSS_PANELS[:2])
     (second,), _ = draw_panels(log, LOSS_PANELS[:2])
     assert first.svg == second.svg
-    assert first.description == "Total loss (weighted sum) over steps: training from 4 at step 1 to 1 at step 4; evaluation from 1.5 at step 4 to 1.5 at step 4."
+    assert (
+        first.description
+        == "Total loss (weighted sum) over steps: training from 4 at step 1 to 1 at step 4; evaluation from 1.5 at step 4 to 1.5 at step 4."
+    )
     assert [panel.key for panel in absent] == ["base_ce/loss"]
 
 

@@ -7,13 +7,13 @@ import math
 
 import pytest
 import torch
-from tiny import collator, fresh_model, records, template, vocab
 
 from coordexp.data.collate import collate_prompts
 from coordexp.data.records import RecordObject, open_image
 from coordexp.data.template import build_messages
 from coordexp.errors import ConfigError, DataError
 from coordexp.grammar import ROLE_CODES, parse, render
+from tiny import collator, fresh_model, records, template, vocab
 
 
 def test_prompt_ids_are_equal_in_training_and_prediction():

@@ -105,9 +105,7 @@ class CoordCodec:
         """Pixel position ``b / scale * side`` of a real bin position ``b``."""
         return _unwrap(np.asarray(b, dtype=np.float64) / self.scale * np.asarray(side, dtype=np.float64))
 
-    def quantize_box(
-        self, box: ArrayLike, width: float, height: float, *, clip: bool = False
-    ) -> tuple[tuple[int, int, int, int], bool]:
+    def quantize_box(self, box: ArrayLike, width: float, height: float, *, clip: bool = False) -> tuple[tuple[int, int, int, int], bool]:
         """Bins of an xyxy pixel box, and whether an axis collapsed and was reopened.
 
         When both edges of an axis fall into one bin, the edge that lies nearer to the neighbouring bin

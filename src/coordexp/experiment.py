@@ -15,11 +15,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from coordexp.config.load import config_sha256, dump_config
+from coordexp.config.load import dump_config
 from coordexp.config.schema import ExperimentConfig
 from coordexp.decode.options import DecodeOptions
 from coordexp.errors import ConfigError, DataError
-from coordexp.runs.manifest import RunDirectory
+from coordexp.runs.manifest import RunDirectory, Status
 
 STAGES = ("data", "model", "train", "predict", "evaluate", "report")
 
@@ -27,6 +27,9 @@ STAGES = ("data", "model", "train", "predict", "evaluate", "report")
 @contextmanager
 def _bar(console: Console, label: str) -> Iterator[Callable[[int, int], None]]:
     """A progress callback ``(done, total)``; nothing is drawn on a pipe."""
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
     with Progress(
         TextColumn(f"  {label}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True
     ) as progress:
@@ -55,12 +58,10 @@ def run(
     if until is not None and until not in STAGES:
         raise ConfigError(f"unknown stage {until!r}: expected one of {', '.join(STAGES)}")
     _preflight(config)
-    directory = RunDirectory.create(
-        run_dir, name=config.name, config_yaml=dump_config(config), command=command, overwrite=overwrite
-    )
+    directory = RunDirectory.create(run_dir, name=config.name, config_yaml=dump_config(config), command=command, overwrite=overwrite)
     chain = _Chain(config, directory, console)
     wanted = STAGES if until is None else STAGES[: STAGES.index(until) + 1]
-    status = "failed"
+    status: Status = "failed"
     try:
         for number, stage in enumerate(wanted, start=1):
             console.print(f"[bold]\\[{number}/{len(wanted)}] {stage}[/bold]")
@@ -99,21 +100,14 @@ class _Chain:
     console: Console
 
     def _say(self, text: str) -> None:
-        self.console.print(f"  {text}", highlight=False, markup=False)
+        self.console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
 
     @property
     def _root(self) -> Path:
         return self.directory.path
 
     def _split(self, name: str) -> Path:
-        return self._data_folder() / f"{name}.jsonl"
-
-    def _data_folder(self) -> Path:
-        data = self.config.data
-        if data.kind == "jsonl":
-            assert data.source is not None
-            return Path(data.source)
-        return self._root / "data"
+        return self._root / "data" / f"{name}.jsonl"
 
     def data(self) -> None:
         """Make or import the data, read every record and check its image once."""
@@ -133,22 +127,25 @@ class _Chain:
                 for problem in report.problems:
                     self._say(f"left out: {problem}")
                     self.directory.note(f"left out: {problem}")
+            else:
+                assert data.source is not None
+                (self._root / "data").symlink_to(Path(data.source).resolve(), target_is_directory=True)
         counts = []
         for name in ("train", "val", "test"):
-            records = self._records(name)
+            records = self._records(name, quiet=False)
             # Made scenes were written a moment ago; other people's images are decoded once, up front.
             if data.kind != "synth":
                 verify_images(records)
             counts.append(f"{len(records)} {name}")
         self._say(", ".join(counts) + " images")
 
-    def _records(self, split: str) -> list[Any]:
+    def _records(self, split: str, *, quiet: bool = True) -> list[Any]:
         from coordexp.data.records import read_records
 
         data = self.config.data
         limit = {"train": data.max_train, "val": data.max_val, "test": data.max_test}[split]
         file = read_records(self._split(split), on_invalid=data.on_invalid, limit=limit)
-        for reason in file.skipped:
+        for reason in () if quiet else file.skipped:
             self._say(f"left out: {reason}")
             self.directory.note(f"left out: {reason}")
         if not file.records:
@@ -201,7 +198,7 @@ class _Chain:
             eval_records=self._records("val"),
             run_dir=self._root,
             processor_from=folder,
-            header={"config_sha256": config_sha256(self.config), **self.directory.header()},
+            header={key: self.directory.manifest[key] for key in ("config_sha256", "git", "versions")},
             seed=self.config.seed,
             console=self.console,
         )
@@ -220,18 +217,16 @@ class _Chain:
         """Compare predictions with the test split."""
         from coordexp.evaluate.result import evaluate_files
 
-        evaluate_files(
-            self._root / "predictions.jsonl", self._test_file(), self.config.evaluate, out=self._root / "results.json"
-        )
+        evaluate_files(self._root / "predictions.jsonl", self._test_file(), self.config.evaluate, out=self._root / "results.json")
 
     def _test_file(self) -> Path:
-        """The records predictions were made for; with ``max_test``, a file that holds just those."""
-        limit = self.config.data.max_test
-        if limit is None:
-            return self._split("test")
+        """The records that predictions were made for: the split, or the lines of it that were used."""
         lines = self._split("test").read_text(encoding="utf-8").splitlines(keepends=True)
-        subset = self._data_folder() / f"test-first-{limit}.jsonl"
-        subset.write_text("".join(lines[:limit]), encoding="utf-8")
+        used = [int(record.source.rpartition(":")[2]) for record in self._records("test")]
+        if len(used) == sum(bool(line.strip()) for line in lines):
+            return self._split("test")
+        subset = self._root / "test-used.jsonl"
+        subset.write_text("".join(lines[number - 1] for number in used), encoding="utf-8")
         return subset
 
     def report(self) -> None:

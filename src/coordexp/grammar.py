@@ -224,9 +224,7 @@ def _bins_fault(geometry: Geometry, bins: tuple[int, ...], num_bins: int) -> str
     return None
 
 
-def token_roles(
-    offsets: Sequence[tuple[int, int]], spans: Sequence[Span]
-) -> tuple[list[int], list[tuple[int, int] | None]]:
+def token_roles(offsets: Sequence[tuple[int, int]], spans: Sequence[Span]) -> tuple[list[int], list[tuple[int, int] | None]]:
     """Role code and coordinate slot of every token of an answer.
 
     ``offsets`` are the tokens' character ranges in the answer's text, ascending. A token that lies

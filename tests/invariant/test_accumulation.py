@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from tiny import collator, fresh_model, gradients, records, template, vocab
 from transformers import TrainerCallback
 
 from coordexp.data.dataset import RecordDataset
@@ -14,6 +13,7 @@ from coordexp.losses.objective import CoordObjective
 from coordexp.train.launch import training_arguments
 from coordexp.train.options import TrainOptions
 from coordexp.train.trainer import CoordTrainer
+from tiny import collator, fresh_model, gradients, records, template, vocab
 
 EVERYTHING = {"ce": 0.3, "w1": 0.05, "crps": 0.1, "text_gate": 0.2, "entropy": 0.05, "variance": 1e-4}
 

@@ -44,9 +44,7 @@ class Generated:
 
 
 @torch.no_grad()
-def generate(
-    model: Any, tokenizer: Any, prompts: Sequence[Prompt], *, vocab: CoordVocab, max_new_tokens: int
-) -> list[Generated]:
+def generate(model: Any, tokenizer: Any, prompts: Sequence[Prompt], *, vocab: CoordVocab, max_new_tokens: int) -> list[Generated]:
     """Greedy answers of a batch of prompts. The generated token is fed back, whatever readout is reported later."""
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     batch = collate_prompts(prompts, pad_token_id=pad, image_token_id=model.config.image_token_id)

@@ -82,6 +82,9 @@ def load_model(folder: Path, options: ModelOptions | None = None) -> Any:
 
 def save_model_folder(model: Any, tokenizer: Any, out: Path, *, processor_from: Path) -> None:
     """Write weights, tokenizer and the processor files of ``processor_from`` to ``out``."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)

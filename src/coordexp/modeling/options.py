@@ -37,7 +37,9 @@ class TinyOptions:
         if self.num_heads % self.num_key_value_heads:
             raise ValueError(f"model.tiny.num_key_value_heads: expected a divisor of {self.num_heads}, got {self.num_key_value_heads}")
         if self.vision_hidden_size % (4 * self.vision_heads):
-            raise ValueError(f"model.tiny.vision_hidden_size: expected a multiple of {4 * self.vision_heads}, got {self.vision_hidden_size}")
+            raise ValueError(
+                f"model.tiny.vision_hidden_size: expected a multiple of {4 * self.vision_heads}, got {self.vision_hidden_size}"
+            )
         if self.min_pixels > self.max_pixels:
             raise ValueError(f"model.tiny.max_pixels: expected at least min_pixels={self.min_pixels}, got {self.max_pixels}")
 

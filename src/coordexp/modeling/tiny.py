@@ -25,9 +25,7 @@ SPECIAL_TOKENS: Final = (
 )  # fmt: skip
 
 # The split of Qwen's tokenizers: words with one leading sign, single digits, runs of signs, white space.
-SPLIT: Final = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+SPLIT: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 CHAT_TEMPLATE: Final = (
     "{%- for message in messages -%}"
@@ -42,10 +40,11 @@ CHAT_TEMPLATE: Final = (
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
 )
 
-WORDS: Final = tuple(
-    "small medium large tiny big red green blue yellow purple orange black white gray cyan pink brown circle square triangle "
-    "diamond rectangle ellipse star cross cat dog person car bus tree cell blood RBC WBC Platelets Locate every object Detect all".split()  # noqa: SIM905
-)
+WORDS: Final = (
+    "small", "medium", "large", "tiny", "big", "red", "green", "blue", "yellow", "purple", "orange", "black", "white", "gray", "cyan",
+    "pink", "brown", "circle", "square", "triangle", "diamond", "rectangle", "ellipse", "star", "cross", "cat", "dog", "person", "car",
+    "bus", "tree", "cell", "blood", "RBC", "WBC", "Platelets", "Locate", "every", "object", "Detect", "all",
+)  # fmt: skip
 
 
 def corpus(words: Iterable[str] = WORDS) -> list[str]:
@@ -161,6 +160,7 @@ def write_tiny_model(out: Path, options: TinyOptions, *, overwrite: bool = False
     grid = math.isqrt(model.config.vision_config.num_position_embeddings)
     with torch.no_grad():
         model.model.visual.pos_embed.weight.copy_(sinusoidal_grid(grid, options.vision_hidden_size))
+    model.config.eos_token_id, model.config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False)
     staging = out.with_name(out.name + ".tmp")
     shutil.rmtree(staging, ignore_errors=True)

@@ -88,15 +88,17 @@ class _Parts:
 
 def _content(run_dir: Path, options: ReportOptions) -> dict[str, Any]:
     parts = _Parts(run_dir)
-    manifest = parts.load(MANIFEST, lambda p: read_manifest(p.parent), {}, "manifest.json is missing: status and provenance are unknown.")
+    empty: dict[str, Any] = {}
+    manifest = parts.load(MANIFEST, lambda p: read_manifest(p.parent), empty, "manifest.json is missing: status and provenance are unknown.")
     config_text = parts.load("config.yaml", _read_text, None, "config.yaml is missing.")
     log = parts.load("logging.jsonl", read_log, RunLog(None, [], []), None)
-    results = parts.load("results.json", read_json_object, {}, None)
-    predictions = parts.load("predictions.jsonl", read_predictions, {}, "predictions.jsonl is missing: no predicted boxes are shown.")
-    audit = parts.load("audit.json", read_json_object, {}, None)
+    results = parts.load("results.json", read_json_object, empty, None)
+    predictions = parts.load("predictions.jsonl", read_predictions, empty, "predictions.jsonl is missing: no predicted boxes are shown.")
+    audit = parts.load("audit.json", read_json_object, empty, None)
     config = _config(config_text, parts)
     count = max(options.images, MIN_IMAGES)
-    records = parts.load("data/test.jsonl", lambda p: _records(p, count), [], None)
+    none: list[Record] = []
+    records = parts.load("data/test.jsonl", lambda p: _records(p, count), none, None)
     pictures, unopened = make_pictures(records, predictions)
     metrics = tables.Metrics(results)
     decode = config.get("decode")

@@ -187,7 +187,7 @@ def _filled(rows: list[tuple[str, tuple[Cell, ...]]]) -> tuple[tuple[str, tuple[
 
 
 def _health(metrics: Metrics) -> list[tuple[str, tuple[Cell, ...]]]:
-    rows = []
+    rows: list[tuple[str, tuple[Cell, ...]]] = []
     for key in metrics.results:
         name = key.removeprefix("health.")
         if name == key:

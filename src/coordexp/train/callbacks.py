@@ -71,6 +71,7 @@ class ProgressBar(TrainerCallback):
                 f"coord error {logs['eval_coord_dist/median_bin_mae']:.1f} bins, "
                 f"coord mass {logs['eval_coord_softce_w1/coord_vocab_mass']:.4f}, desc acc {logs['eval_desc_token_acc']:.3f}",
                 highlight=False,
+                soft_wrap=True,
             )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

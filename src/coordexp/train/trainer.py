@@ -85,7 +85,7 @@ class CoordTrainer(Trainer):
         output = self._run(model, inputs, self._window)
         if not bool(torch.isfinite(output.loss)):
             raise FloatingPointError(
-                f"loss is {float(output.loss)} at step {self.state.global_step + 1} (samples {', '.join(inputs['image_ids'])}): "
+                f"loss is {float(output.loss.detach())} at step {self.state.global_step + 1} (samples {', '.join(inputs['image_ids'])}): "
                 "training stopped before the optimizer moved"
             )
         self._train_sums = self._train_sums + with_roles(output, inputs["token_roles"])
@@ -120,9 +120,7 @@ class CoordTrainer(Trainer):
             self._train_sums = LossSums()
         super().log(logs, start_time)
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Metrics of the whole set from one pair of sums; nothing is averaged over batches."""
         loader = self.get_eval_dataloader(eval_dataset)
         model = self._wrap_model(self.model, training=False, dataloader=loader)
@@ -138,7 +136,7 @@ class CoordTrainer(Trainer):
             raise ConfigError("evaluation got no batch: the evaluation data is empty")
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in summarize(self._reduce(sums), self.objective).items()}
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:

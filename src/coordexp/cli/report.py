@@ -1,0 +1,19 @@
+"""``coordexp report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="A run directory.")],
+    images: Annotated[int, typer.Option(help="How many pictures.")] = 12,
+) -> None:
+    """Write report.html of a run directory again."""
+    from coordexp.runs.options import ReportOptions
+    from coordexp.runs.report import write_report
+
+    typer.echo(f"report: {write_report(run_dir, ReportOptions(images=images))}")

@@ -1,0 +1,32 @@
+"""``ExperimentConfig``: the sections of an experiment, each declared by its component."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from coordexp.data.options import DataOptions
+from coordexp.decode.options import DecodeOptions
+from coordexp.evaluate.options import EvaluateOptions
+from coordexp.losses.objective import CoordObjective
+from coordexp.modeling.options import ModelOptions
+from coordexp.runs.options import ReportOptions
+from coordexp.train.options import TrainOptions
+from coordexp.vocab.options import VocabOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """An experiment: ``question`` is what it answers; runs go to ``output_dir``/``name``."""
+
+    name: str
+    question: str | None = None
+    seed: int = 0
+    output_dir: str = "runs"
+    model: ModelOptions = field(default_factory=ModelOptions)
+    vocab: VocabOptions = field(default_factory=VocabOptions)
+    data: DataOptions
+    objective: CoordObjective = field(default_factory=CoordObjective)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    decode: DecodeOptions = field(default_factory=DecodeOptions)
+    evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
+    report: ReportOptions = field(default_factory=ReportOptions)
