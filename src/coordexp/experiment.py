@@ -5,6 +5,7 @@ A run is a chain of stages that meet in files: data -> model -> train -> predict
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,8 +46,8 @@ def run(
     overwrite: bool = False,
     until: str | None = None,
     console: Console | None = None,
-) -> Path:
-    """Run an experiment from its data to its report; returns the run directory.
+) -> tuple[str, ...]:
+    """Run an experiment from its data to its report; returns the expectations of the file that were missed.
 
     ``until`` names the last stage. The manifest says at every moment how far the run is; an
     interrupted or failed run is marked as such.
@@ -77,8 +78,8 @@ def run(
     if "report" in wanted:
         # The report embeds the manifest, so it is written once more when the run is complete.
         chain.report()
-        chain.headline()
-    return run_dir
+        return chain.headline()
+    return ()
 
 
 def _preflight(config: ExperimentConfig) -> None:
@@ -235,17 +236,23 @@ class _Chain:
 
         write_report(self._root, self.config.report)
 
-    def headline(self) -> None:
-        """Print the headline numbers and where the report is."""
-        import json
-
-        from coordexp.evaluate.result import headline
+    def headline(self) -> tuple[str, ...]:
+        """Print the headline numbers, what the file expected of them, and where the report is; return what was missed."""
+        from coordexp.evaluate.result import best_readout, headline
 
         results = json.loads((self._root / "results.json").read_text(encoding="utf-8"))
         self.console.print()
         for label, value in headline(results):
-            self.console.print(f"  {label:<44} {value}", highlight=False, markup=False)
-        self.console.print(f"  report: {os.path.relpath(self._root / 'report.html')}", highlight=False, markup=False, soft_wrap=True)
+            self._say(f"{label:<44} {value}")
+        missed = []
+        for key, least in self.config.evaluate.expect.items():
+            value = results.get(key.replace(".best.", f".{best_readout(results)}."))
+            reached = value is not None and value >= least
+            verdict = "reached" if reached else "MISSED"
+            self._say(f"{verdict}: {key} = {'undefined' if value is None else f'{value:.3f}'}, expected at least {least:g}")
+            missed += [] if reached else [key]
+        self._say(f"report: {os.path.relpath(self._root / 'report.html')}")
+        return tuple(missed)
 
 
 def _predict(model: Any, template: Any, records: list[Any], out: Path, options: DecodeOptions, console: Console) -> int:

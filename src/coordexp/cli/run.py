@@ -31,4 +31,5 @@ def _start(experiment: Path, overrides: list[str] | None, output_dir: Path | Non
     from coordexp import experiment as root
 
     run_dir = output_dir or Path(config.output_dir) / config.name
-    root.run(config, run_dir, command=sys.argv, overwrite=overwrite, until=until)
+    if root.run(config, run_dir, command=sys.argv, overwrite=overwrite, until=until):
+        raise typer.Exit(1)

@@ -32,7 +32,7 @@ COLORS: Final[dict[str, tuple[int, int, int]]] = {
     "pink": (240, 120, 184),
 }
 # Shares of the image side, so far apart that rounding to pixels keeps the names distinct.
-SIZES: Final[dict[str, tuple[float, float]]] = {"small": (0.15, 0.22), "medium": (0.25, 0.34), "large": (0.38, 0.48)}
+SIZES: Final[dict[str, tuple[float, float]]] = {"small": (0.20, 0.26), "medium": (0.31, 0.38), "large": (0.44, 0.52)}
 SPLITS: Final = ("train", "val", "test")
 SEED_LIMIT: Final = 2**29
 

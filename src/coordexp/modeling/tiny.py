@@ -160,7 +160,8 @@ def write_tiny_model(out: Path, options: TinyOptions, *, overwrite: bool = False
     grid = math.isqrt(model.config.vision_config.num_position_embeddings)
     with torch.no_grad():
         model.model.visual.pos_embed.weight.copy_(sinusoidal_grid(grid, options.vision_hidden_size))
-    model.config.eos_token_id, model.config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    text_config = model.config.get_text_config()
+    text_config.eos_token_id, text_config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False)
     staging = out.with_name(out.name + ".tmp")
     shutil.rmtree(staging, ignore_errors=True)

@@ -104,7 +104,8 @@ def _draw(panel: Panel, train: tuple[list[int], list[float]], evaluation: tuple[
         axes = figure.add_axes((0.165, 0.215, 0.815, 0.735))
         _style(axes, panel)
         if train_values:
-            axes.plot(train[0], train_values, color=_TRAIN, linewidth=1.3, solid_joinstyle="round", marker="o" if len(train_values) < 3 else "", markersize=3)
+            marker = "o" if len(train_values) < 3 else ""
+            axes.plot(train[0], train_values, color=_TRAIN, linewidth=1.3, marker=marker, markersize=3)
         if eval_values:
             axes.plot(evaluation[0], eval_values, color=_EVAL, linewidth=1.3, linestyle=(0, (4, 1.6)), marker="o", markersize=3.2)
         _limit(axes, panel, [v for v in train_values + eval_values if math.isfinite(v)])

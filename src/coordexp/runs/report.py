@@ -89,7 +89,7 @@ class _Parts:
 def _content(run_dir: Path, options: ReportOptions) -> dict[str, Any]:
     parts = _Parts(run_dir)
     empty: dict[str, Any] = {}
-    manifest = parts.load(MANIFEST, lambda p: read_manifest(p.parent), empty, "manifest.json is missing: status and provenance are unknown.")
+    manifest = parts.load(MANIFEST, lambda p: read_manifest(p.parent), empty, "manifest.json is missing: no status, no provenance.")
     config_text = parts.load("config.yaml", _read_text, None, "config.yaml is missing.")
     log = parts.load("logging.jsonl", read_log, RunLog(None, [], []), None)
     results = parts.load("results.json", read_json_object, empty, None)
@@ -183,7 +183,8 @@ def read_predictions(path: Path) -> dict[str, dict[str, Any]]:
 def _no_pictures(records: list[Record], unopened: list[str]) -> str:
     if not records:
         return "The run directory has no readable test records (data/test.jsonl), so no pictures are shown."
-    return f"The image files of the test records are not there or cannot be opened, so no pictures are shown. The first: {unopened[0] if unopened else ''}"
+    sentence = "The image files of the test records are not there or cannot be opened, so no pictures are shown."
+    return f"{sentence} The first: {unopened[0]}" if unopened else sentence
 
 
 def _charts(log: RunLog, parts: _Parts) -> dict[str, dict[str, Any]]:
@@ -266,7 +267,10 @@ def _provenance(manifest: Mapping[str, Any], results: Mapping[str, Any], log: Ru
     if manifest.get("command"):
         rows.append(("Command", " ".join(map(str, manifest["command"]))))
     git = manifest.get("git")
-    rows.append(("Commit", f"{git.get('commit')}{' with uncommitted changes' if git.get('dirty') else ''}" if isinstance(git, dict) else "not known"))
+    if isinstance(git, dict):
+        rows.append(("Commit", f"{git.get('commit')}{' with uncommitted changes' if git.get('dirty') else ''}"))
+    else:
+        rows.append(("Commit", "not known"))
     if manifest.get("convention"):
         rows.append(("Coordinates", str(manifest["convention"])))
     rows += [(f"Version of {name}", str(version)) for name, version in (manifest.get("versions") or {}).items()]
@@ -284,7 +288,8 @@ def _provenance(manifest: Mapping[str, Any], results: Mapping[str, Any], log: Ru
 def _flatten(prefix: str, value: Any) -> list[tuple[str, str]]:
     """Nested objects as rows, one a leaf."""
     if isinstance(value, dict):
-        return [row for key, inner in value.items() for row in _flatten(f"{prefix}: {key}".replace("_gib", ", GiB").replace("_", " "), inner)]
+        labels = {key: f"{prefix}: {key}".replace("_gib", ", GiB").replace("_", " ") for key in value}
+        return [row for key, inner in value.items() for row in _flatten(labels[key], inner)]
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         return [row for i, item in enumerate(value) for row in _flatten(f"{prefix} {i}", item)]
     return [] if value is None else [(prefix, ", ".join(map(str, value)) if isinstance(value, list) else str(value))]
@@ -314,7 +319,8 @@ def _audit(audit: Mapping[str, Any]) -> dict[str, Any] | None:
     if not isinstance(rules, list):
         return None
     rows = [rule for rule in rules if isinstance(rule, dict)]
-    found = [{key: str(rule.get(key) or "") for key in ("code", "title", "severity", "advice")} for rule in rows if rule.get("outcome") == "finding"]
+    shown = ("code", "title", "severity", "advice")
+    found = [{key: str(rule.get(key) or "") for key in shown} for rule in rows if rule.get("outcome") == "finding"]
     return {
         "findings": found,
         "passed": sum(rule.get("outcome") == "passed" for rule in rows),

@@ -165,8 +165,9 @@ def metric_tables(metrics: Metrics, preferred: str | None = None) -> list[Table]
     coco = [
         (f"{mode} scores", tuple(metrics.cell(f"coco.{mode}.{key}") for key, _ in _COCO)) for mode in ("file", "constant")
     ]
+    statistics = [(stat, unit) for unit in ("bins", "px") for stat in ("mean", "median", "p90")]
     errors = [
-        (slot, tuple(metrics.cell(f"localisation.{choice}.{slot}.{stat}_{unit}", unit) for unit in ("bins", "px") for stat in ("mean", "median", "p90")))
+        (slot, tuple(metrics.cell(f"localisation.{choice}.{slot}.{stat}_{unit}", unit) for stat, unit in statistics))
         for slot in ("x1", "y1", "x2", "y2", "all")
     ]
     tables = [
@@ -230,5 +231,5 @@ def _is_top(metrics: Metrics, pattern: str, readout: str, top: float | None) -> 
 
 def every_metric(metrics: Metrics) -> list[tuple[str, Cell]]:
     """Every number of the results by key, for the complete list."""
-    keys = sorted(k for k, v in metrics.results.items() if not k.startswith("intervals.") and k != "schema" and (v is None or _number(v) is not None))
-    return [(key, metrics.cell(key, "plain")) for key in keys]
+    own = {k: v for k, v in metrics.results.items() if k != "schema" and not k.startswith("intervals.")}
+    return [(k, metrics.cell(k, "plain")) for k, v in sorted(own.items()) if v is None or _number(v) is not None]
