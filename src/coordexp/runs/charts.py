@@ -111,9 +111,7 @@ def _draw(panel: Panel, train: tuple[list[int], list[float]], evaluation: tuple[
         _limit(axes, panel, [v for v in train_values + eval_values if math.isfinite(v)])
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return Chart(
-        panel, _inline(buffer.getvalue()), _describe(panel, train, evaluation), _last(train[1]), _last(evaluation[1]), dropped
-    )
+    return Chart(panel, _inline(buffer.getvalue()), _describe(panel, train, evaluation), _last(train[1]), _last(evaluation[1]), dropped)
 
 
 def _gaps(values: list[float]) -> list[float]:

@@ -162,9 +162,7 @@ def metric_tables(metrics: Metrics, preferred: str | None = None) -> list[Table]
         for key, label in (("f1", "F1"), ("precision", "Precision"), ("recall", "Recall"), ("macro_f1", "Macro F1"))
         if key in shown
     ]
-    coco = [
-        (f"{mode} scores", tuple(metrics.cell(f"coco.{mode}.{key}") for key, _ in _COCO)) for mode in ("file", "constant")
-    ]
+    coco = [(f"{mode} scores", tuple(metrics.cell(f"coco.{mode}.{key}") for key, _ in _COCO)) for mode in ("file", "constant")]
     statistics = [(stat, unit) for unit in ("bins", "px") for stat in ("mean", "median", "p90")]
     errors = [
         (slot, tuple(metrics.cell(f"localisation.{choice}.{slot}.{stat}_{unit}", unit) for stat, unit in statistics))
@@ -216,9 +214,7 @@ def readout_table(metrics: Metrics) -> Table | None:
     rows = tuple(
         (
             readout_name(r),
-            tuple(
-                metrics.cell(p.format(r), kind, best=_is_top(metrics, p, r, tops[p])) for _, p, kind in columns
-            ),
+            tuple(metrics.cell(p.format(r), kind, best=_is_top(metrics, p, r, tops[p])) for _, p, kind in columns),
         )
         for r in names
     )
