@@ -118,7 +118,7 @@ def test_provenance_says_what_was_evaluated_with_what(files: Files) -> None:
     provenance = evaluate_files(*paths, OPTIONS, out=None)["provenance"]
     assert provenance["predictions_sha256"] == hashlib.sha256(paths[0].read_bytes()).hexdigest()
     assert provenance["records_sha256"] == hashlib.sha256(paths[1].read_bytes()).hexdigest()
-    assert provenance["options"] == {"bootstrap": 200, "seed": 0}
+    assert provenance["options"] == {"bootstrap": 200, "seed": 0, "expect": {}}
     assert {"coordexp", "python", "numpy", "scipy", "hotcoco"} <= provenance["versions"].keys()
     assert str(paths[0].parent) not in json.dumps(provenance)
 
