@@ -33,11 +33,13 @@ $(VENV)/.runtime: $(VENV)/.python pyproject.toml constraints.txt
 	@echo "installing coordexp into $(VENV) (about a minute)"
 	@$(BIN)/python -m pip install -q -c constraints.txt -e . 2>$(VENV)/pip.log || { cat $(VENV)/pip.log; exit 1; }
 	@touch $@
+	@echo "installed"
 
 $(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt
 	@echo "installing coordexp and its test tools into $(VENV) (about a minute)"
 	@$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]" 2>$(VENV)/pip.log || { cat $(VENV)/pip.log; exit 1; }
 	@touch $(VENV)/.runtime $@
+	@echo "installed"
 
 clean:
 	rm -rf $(VENV) .lint-imports.log

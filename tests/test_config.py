@@ -97,3 +97,81 @@ def test_any_value_survives_the_resolved_form(tmp_path_factory, rate, seed, prom
         train=dataclasses.replace(base.train, learning_rate=rate),
     )
     assert load_config(_write(folder, dump_config(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("train.max_steps=true", "train.max_steps: expected a whole number, got True"),
+        ('train.max_steps="5"', "train.max_steps: expected a whole number, got '5'"),
+        ("train.max_steps=1.5", "train.max_steps: expected a whole number, got 1.5"),
+        ("train.save_total_limit=many", "train.save_total_limit: expected a whole number, got 'many'"),
+        ("objective.sigma=false", "objective.sigma: expected a number, got False"),
+        ("objective.alpha=wide", "objective.alpha: expected a number, got 'wide'"),
+        ("train.bf16=1", "train.bf16: expected true or false, got 1"),
+        ("name=5", "name: expected text, got 5"),
+        ("name=..", "name: expected the name of a folder, without slashes, got '..'"),
+        ("name=a/b", "name: expected the name of a folder, without slashes, got 'a/b'"),
+        ("name=''", "name: expected the name of a folder, without slashes, got ''"),
+        ("train=5", "train: expected a section of keys, got 5"),
+        ("data.synth.colors=red", "data.synth.colors: expected a list, got 'red'"),
+        ("seed.x=1", "seed: expected a whole number, got {'x': 1}"),
+        ("train.x.y=1", "train.x: unknown key: did you mean"),
+        ("seed=[1", "--set seed=[1: the value is not valid YAML: line 1: "),
+        ("seed={a: 1, a: 2}", "--set seed={a: 1, a: 2}: the value is not valid YAML: line 1: the key 'a' stands twice"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_not_converted(override, problem, tmp_path):
+    with pytest.raises(ConfigError) as error:
+        load_config(_write(tmp_path, "data: {kind: synth}\n"), [override])
+    assert len(error.value.problems) == 1
+    assert error.value.problems[0].startswith(f"x.yaml: {problem}")
+
+
+@pytest.mark.parametrize("text", ["1e3", "1E3", "+1e3", "1.e3", "1.0e+3", "1000.0", "1000", "1_000"])
+def test_every_way_to_write_a_number_is_that_number(text, tmp_path):
+    config = load_config(
+        _write(tmp_path, f"data: {{kind: synth}}\ntrain: {{learning_rate: {text}, max_steps: {text}}}\n"), [f"objective.sigma={text}"]
+    )
+    assert (config.train.learning_rate, config.train.max_steps, config.objective.sigma) == (1000.0, 1000, 1000.0)
+    assert type(config.train.max_steps) is int
+
+
+def test_text_that_looks_like_something_else_stays_text(tmp_path):
+    path = _write(tmp_path, "question: 2026-11-24\ndata: {kind: synth, prompt: 2026-13-45}\nmodel: {path: '1e5'}\n")
+    config = load_config(path)
+    assert (config.question, config.data.prompt, config.model.path) == ("2026-11-24", "2026-13-45", "1e5")
+    assert load_config(_write(tmp_path, dump_config(config), "again.yaml")) == config or config.name == "x"
+    assert load_config(_write(tmp_path, dump_config(config), "again.yaml")).model.path == "1e5"
+
+
+def test_an_empty_section_is_one_of_defaults_and_set_reaches_into_it(tmp_path):
+    path = _write(tmp_path, "data:\ntrain:\n")
+    config = load_config(path, ["data.kind=synth", "data.synth.side=64", "train.max_steps=7"])
+    assert (config.data.kind, config.data.synth.side, config.train.max_steps) == ("synth", 64, 7)
+
+
+def test_anchors_and_merge_keys_work_and_are_no_double_keys(tmp_path):
+    config = load_config(_write(tmp_path, "data: {kind: synth}\nobjective: &o {sigma: 3, w1: 1}\n", "a.yaml"))
+    merged = "data: {kind: synth, synth: {<<: {side: 64, train: 5}, train: 6}}\n"
+    again = load_config(_write(tmp_path, merged, "b.yaml"))
+    assert (config.objective.sigma, again.data.synth.side, again.data.synth.train) == (3, 64, 6)
+
+
+@pytest.mark.parametrize(
+    "text", ["? [a]\n: 1\n", "seed: !!int ''\n", "seed: !!bool x\n", "seed: !!timestamp x\n", "seed: !!python/name:os.x\n", "a: &a [*a]\n", "\0", "a: 1\n b"]
+)  # fmt: skip
+def test_yaml_that_cannot_be_read_is_one_line(text, tmp_path):
+    with pytest.raises(ConfigError, match="not valid YAML") as error:
+        load_config(_write(tmp_path, text))
+    assert len(error.value.problems) == 1
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_base_names_the_file_that_wants_it(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such experiment file \(extends: of x\.yaml\)"):
+        load_config(_write(tmp_path, "extends: none.yaml\n"))
+    with pytest.raises(ConfigError, match="in UTF-8"):
+        path = tmp_path / "latin.yaml"
+        path.write_bytes(b"question: caf\xe9\n")
+        load_config(path)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from coordexp.cli.common import Overwrite, progress
+from coordexp.cli.common import Overwrite, flags, progress
 
 app = typer.Typer(help="Make, import and check data.", no_args_is_help=True)
 importers = typer.Typer(help="Import other formats as records.", no_args_is_help=True)
@@ -31,12 +31,9 @@ def synth(
     """Make scenes of coloured shapes on textured backgrounds, as records and PNG files."""
     from coordexp.data.options import SynthOptions
     from coordexp.data.synthetic import write_scenes
-    from coordexp.errors import ConfigError
 
-    try:
+    with flags("data.synth"):
         options = SynthOptions(train=train, val=val, test=test, side=side, min_objects=min_objects, max_objects=max_objects, seed=seed)
-    except ValueError as error:
-        raise ConfigError(str(error).replace("data.synth.", "--").replace("_objects", "-objects")) from None
     with progress("scenes") as update:
         files = write_scenes(out, options, update, overwrite=overwrite)
     for split, path in files.items():

@@ -13,7 +13,7 @@ def evaluate(
     predictions: Annotated[Path, typer.Option(help="predictions.jsonl.")],
     data: Annotated[Path, typer.Option(help="The records they were made for; the images are not needed.")],
     out: Annotated[Path, typer.Option(help="Where results.json goes.")] = Path("results.json"),
-    bootstrap: Annotated[int, typer.Option(help="Resamples of the images for the intervals; 0 for none.")] = 1000,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Resamples of the images for the intervals; 0 for none.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Compare predictions with records: F1, COCO AP, localisation error, health."""

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from coordexp.cli import data, evaluate, model, predict, report, run, vocab
 from coordexp.errors import CoordexpError
 
+
+class _Interrupted(Exception):
+    """An interruption on its way to :func:`main`."""
+
+
+class _Group(TyperGroup):
+    """Typer's exit code for an interruption differs from version to version, and it says nothing; so it never sees one."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+
+
 app = typer.Typer(
     name="coordexp",
+    cls=_Group,
     help="Train, decode and evaluate vision-language models that point by writing coordinate tokens.",
     no_args_is_help=True,
     add_completion=False,
@@ -35,6 +53,6 @@ def main() -> None:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except _Interrupted:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from coordexp.cli.common import Overwrite
+from coordexp.cli.common import Overwrite, flags
 
 app = typer.Typer(help="Make models.", no_args_is_help=True)
 
@@ -20,20 +20,17 @@ def _group() -> None:
 @app.command("tiny")
 def tiny(
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
-    hidden_size: int = 192,
-    num_layers: int = 4,
-    patch_size: int = 8,
-    max_pixels: int = 96 * 96,
+    hidden_size: Annotated[int, typer.Option(min=1)] = 192,
+    num_layers: Annotated[int, typer.Option(min=1)] = 4,
+    patch_size: Annotated[int, typer.Option(min=1)] = 8,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Image area that the processor keeps.")] = 96 * 96,
     seed: int = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a tiny random Qwen3-VL with tokenizer, chat template and processor files."""
-    from coordexp.errors import ConfigError
     from coordexp.modeling.options import TinyOptions
     from coordexp.modeling.tiny import write_tiny_model
 
-    try:
+    with flags("model.tiny"):
         options = TinyOptions(hidden_size=hidden_size, num_layers=num_layers, patch_size=patch_size, max_pixels=max_pixels, seed=seed)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
     typer.echo(f"model: {write_tiny_model(out, options, overwrite=overwrite)}")

@@ -13,10 +13,10 @@ def predict(
     data: Annotated[Path, typer.Option(help="Records, JSONL.")],
     out: Annotated[Path, typer.Option(help="Where predictions.jsonl goes.")],
     readout: Annotated[str, typer.Option(help="argmax, expectation, median, topk_mean, window or auto.")] = "auto",
-    batch_size: int = 32,
-    max_new_tokens: int = 256,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     prompt: Annotated[str | None, typer.Option(help="The instruction the model was trained with.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N records.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N records.")] = None,
 ) -> None:
     """Write the boxes a model sees on every image of a file."""
     from typing import cast, get_args

@@ -10,7 +10,7 @@ import typer
 
 def report(
     run_dir: Annotated[Path, typer.Argument(help="A run directory.")],
-    images: Annotated[int, typer.Option(help="How many pictures.")] = 12,
+    images: Annotated[int, typer.Option(min=0, help="How many pictures.")] = 12,
 ) -> None:
     """Write report.html of a run directory again."""
     from coordexp.runs.options import ReportOptions

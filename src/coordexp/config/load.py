@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import math
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,31 @@ from pydantic import TypeAdapter, ValidationError
 from coordexp.config.schema import ExperimentConfig
 from coordexp.errors import ConfigError
 
+# YAML 1.1 reads ``1e-3`` and ``1e3`` as text; in an experiment they are numbers.
+_EXPONENT = re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$")
+_FLOAT_TAG = "tag:yaml.org,2002:float"
+_MERGE_TAG = "tag:yaml.org,2002:merge"
+_TIMESTAMP_TAG = "tag:yaml.org,2002:timestamp"
+
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML without duplicate keys."""
+    """YAML without duplicate keys and without dates: ``question: 2026-11-24`` is text."""
+
+
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP_TAG]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
+        if key_node.tag == _MERGE_TAG:
+            continue
         key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        if not isinstance(key, typing.Hashable):
+            raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping", key_node.start_mark)
         if key in seen:
             raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
         seen.add(key)
@@ -32,6 +49,26 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
 
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_StrictLoader.add_implicit_resolver(_FLOAT_TAG, _EXPONENT, list("-+0123456789"))  # type: ignore[no-untyped-call]
+
+
+def _parse(text: str) -> Any:
+    """The value of a YAML document.
+
+    Raises:
+        ValueError: not YAML, or YAML that this configuration does not read; the message holds the line.
+    """
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = "" if mark is None else f"line {mark.line + 1}: "
+        raise ValueError(f"{where}{error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    except (LookupError, AttributeError) as error:
+        # An explicit tag on a value that it does not fit, such as ``!!int ""``: PyYAML has no error of its own for it.
+        raise ValueError(f"a value does not fit its tag ({type(error).__name__})") from None
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> ExperimentConfig:
@@ -46,8 +83,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> ExperimentCon
         _override(raw, override, problems)
     raw.setdefault("name", path.stem)
     raw.setdefault("data", {})
-    problems += _unknown(raw, ExperimentConfig, "")
-    known = _known(raw, ExperimentConfig)
+    known = _known(raw, ExperimentConfig, "", problems)
     config: ExperimentConfig | None = None
     try:
         config = TypeAdapter(ExperimentConfig).validate_python(known)
@@ -62,13 +98,18 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in chain:
         raise ConfigError(f"{path}: extends: expected a chain that ends, got a cycle")
     try:
-        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such experiment file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: expected a readable YAML file: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        wanted_by = f" (extends: of {chain[-1].name})" if chain else ""
+        raise ConfigError(f"{path}: no such experiment file{wanted_by}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: expected a readable YAML file: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: expected a YAML file in UTF-8") from None
+    try:
+        loaded = _parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, got {'nothing' if loaded is None else type(loaded).__name__}")
     base = loaded.pop("extends", None)
@@ -95,42 +136,64 @@ def _override(raw: dict[str, Any], text: str, problems: list[str]) -> None:
         return
     node = raw
     for part in parts[:-1]:
-        child = node.setdefault(part, {})
+        if node.get(part) is None:
+            node[part] = {}  # a section that is missing or empty
+        child = node[part]
         if not isinstance(child, dict):
             problems.append(f"--set {text}: {part} is a value, not a section")
             return
         node = child
     try:
-        node[parts[-1]] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        problems.append(f"--set {text}: the value is not valid YAML")
+        node[parts[-1]] = _parse(value)
+    except ValueError as error:
+        problems.append(f"--set {text}: the value is not valid YAML: {error}")
 
 
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def _unknown(raw: dict[str, Any], cls: type, prefix: str) -> list[str]:
-    hints, problems = _hints(cls), []
+def _known(raw: dict[str, Any], cls: type, prefix: str, problems: list[str]) -> dict[str, Any]:
+    """``raw`` without unknown keys and mistaken numbers, which go to ``problems``, so that the other faults are found too.
+
+    An empty section is one of defaults.
+    """
+    hints, kept = _hints(cls), {}
     for key, value in raw.items():
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.5)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"expected one of {', '.join(hints)}"
             problems.append(f"{prefix}{key}: unknown key: {hint}")
-        elif dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
-            problems += _unknown(value, typing.cast(type, hints[key]), f"{prefix}{key}.")
-    return problems
-
-
-def _known(raw: dict[str, Any], cls: type) -> dict[str, Any]:
-    """``raw`` without unknown keys, so that the other faults are found too; an empty section is a default one."""
-    hints, kept = _hints(cls), {}
-    for key, value in raw.items():
-        if key in hints:
-            section = dataclasses.is_dataclass(hints[key])
-            value = {} if section and value is None else value
-            kept[key] = _known(value, typing.cast(type, hints[key])) if section and isinstance(value, dict) else value
+        elif dataclasses.is_dataclass(hints[key]) and (value is None or isinstance(value, dict)):
+            kept[key] = _known(value or {}, typing.cast(type, hints[key]), f"{prefix}{key}.", problems)
+        elif (expected := _not_a_number(value, hints[key])) is not None:
+            problems.append(f"{prefix}{key}: expected {expected}, got {value!r}")
+        else:
+            kept[key] = value
     return kept
+
+
+def _not_a_number(value: Any, hint: Any) -> str | None:
+    """What a numeric or on/off key expects, if pydantic would read another kind of value as one (``true`` as 1, ``1`` as true)."""
+    kinds = set(typing.get_args(hint) or (hint,)) - {type(None)}
+    if kinds == {bool}:
+        return None if isinstance(value, bool) else "true or false"
+    if kinds <= {int, float} and isinstance(value, bool | str):
+        return "a whole number" if kinds == {int} else "a number"
+    return None
+
+
+# pydantic's own words name Python types; these name what stands in a file.
+_EXPECTED = {
+    "dataclass_type": "a section of keys",
+    "dict_type": "a mapping of keys",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "int_from_float": "a whole number",
+    "int_type": "a whole number",
+    "string_type": "text",
+    "tuple_type": "a list",
+}
 
 
 def _describe(error: Any) -> str:
@@ -141,10 +204,8 @@ def _describe(error: Any) -> str:
         return message.removeprefix("Value error, ")
     if error["type"] == "missing":
         return f"{where}: required, but missing"
-    got = error["input"]
     message = message[0].lower() + message[1:]
-    message = message.removeprefix("input should be ")
-    return f"{where}: expected {message}, got {got!r}"
+    return f"{where}: expected {_EXPECTED.get(error['type'], message.removeprefix('input should be '))}, got {error['input']!r}"
 
 
 def to_plain(config: ExperimentConfig) -> dict[str, Any]:
@@ -155,17 +216,18 @@ def to_plain(config: ExperimentConfig) -> dict[str, Any]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Floats in a form that YAML 1.1 reads back as floats."""
+    """Floats in a form that YAML 1.1 reads back as floats; text that the loader would take for one is quoted."""
 
 
 def _float(dumper: _Dumper, value: float) -> yaml.ScalarNode:
     text = repr(value)
     if math.isfinite(value) and "e" in text and "." not in text:
         text = text.replace("e", ".0e")
-    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
+    return dumper.represent_scalar(_FLOAT_TAG, text)
 
 
 _Dumper.add_representer(float, _float)
+_Dumper.add_implicit_resolver(_FLOAT_TAG, _EXPONENT, list("-+0123456789"))  # type: ignore[no-untyped-call]
 
 
 def dump_config(config: ExperimentConfig) -> str:

@@ -16,7 +16,11 @@ from coordexp.vocab.options import VocabOptions
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
-    """An experiment: ``question`` is what it answers; runs go to ``output_dir``/``name``."""
+    """An experiment: ``question`` is what it answers; runs go to ``output_dir``/``name``.
+
+    Raises:
+        ValueError: a name that is no name of a folder.
+    """
 
     name: str
     question: str | None = None
@@ -30,3 +34,7 @@ class ExperimentConfig:
     decode: DecodeOptions = field(default_factory=DecodeOptions)
     evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
     report: ReportOptions = field(default_factory=ReportOptions)
+
+    def __post_init__(self) -> None:
+        if self.name in ("", ".", "..") or "/" in self.name or "\0" in self.name:
+            raise ValueError(f"name: expected the name of a folder, without slashes, got {self.name!r}")

@@ -321,7 +321,8 @@ def _check_keys(row: dict[str, Any], legal: Sequence[str], where: str, separator
 def _check_finite(value: Any, where: str, depth: int = 0) -> None:
     """Metadata is free, but it is written out again, and NaN is no JSON."""
     if depth > MAX_DEPTH:
-        raise DataError(f"{where[:80]}...: expected at most {MAX_DEPTH} levels of nesting, got more")
+        source, _, field = where.rpartition(": ")
+        raise DataError(f"{source}: {field[:60]}...: expected at most {MAX_DEPTH} levels of nesting, got more")
     if isinstance(value, float) and not math.isfinite(value):
         raise DataError(f"{where}: expected a finite number, got {_show(value)}")
     if isinstance(value, dict):
