@@ -16,7 +16,7 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 def _write(folder, text, name="x.yaml"):
     path = folder / name
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -116,7 +116,7 @@ def test_any_value_survives_the_resolved_form(tmp_path_factory, rate, seed, prom
         ("train=5", "train: expected a section of keys, got 5"),
         ("data.synth.colors=red", "data.synth.colors: expected a list, got 'red'"),
         ("seed.x=1", "seed: expected a whole number, got {'x': 1}"),
-        ("train.x.y=1", "train.x: unknown key: did you mean"),
+        ("train.x.y=1", "train.x: unknown key: expected one of max_steps, "),
         ("seed=[1", "--set seed=[1: the value is not valid YAML: line 1: "),
         ("seed={a: 1, a: 2}", "--set seed={a: 1, a: 2}: the value is not valid YAML: line 1: the key 'a' stands twice"),
     ],
@@ -141,8 +141,7 @@ def test_text_that_looks_like_something_else_stays_text(tmp_path):
     path = _write(tmp_path, "question: 2026-11-24\ndata: {kind: synth, prompt: 2026-13-45}\nmodel: {path: '1e5'}\n")
     config = load_config(path)
     assert (config.question, config.data.prompt, config.model.path) == ("2026-11-24", "2026-13-45", "1e5")
-    assert load_config(_write(tmp_path, dump_config(config), "again.yaml")) == config or config.name == "x"
-    assert load_config(_write(tmp_path, dump_config(config), "again.yaml")).model.path == "1e5"
+    assert load_config(_write(tmp_path, dump_config(config), "again.yaml")) == config
 
 
 def test_an_empty_section_is_one_of_defaults_and_set_reaches_into_it(tmp_path):
@@ -159,8 +158,18 @@ def test_anchors_and_merge_keys_work_and_are_no_double_keys(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["? [a]\n: 1\n", "seed: !!int ''\n", "seed: !!bool x\n", "seed: !!timestamp x\n", "seed: !!python/name:os.x\n", "a: &a [*a]\n", "\0", "a: 1\n b"]
-)  # fmt: skip
+    "text",
+    [
+        "? [a]\n: 1\n",
+        "seed: !!int ''\n",
+        "seed: !!bool x\n",
+        "seed: !!timestamp x\n",
+        "seed: !!python/name:os.x\n",
+        "a: &a [*a]\n",
+        "\0",
+        "a: 1\n b: 2\n",
+    ],
+)
 def test_yaml_that_cannot_be_read_is_one_line(text, tmp_path):
     with pytest.raises(ConfigError, match="not valid YAML") as error:
         load_config(_write(tmp_path, text))
@@ -171,7 +180,10 @@ def test_yaml_that_cannot_be_read_is_one_line(text, tmp_path):
 def test_a_missing_base_names_the_file_that_wants_it(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.yaml: no such experiment file \(extends: of x\.yaml\)"):
         load_config(_write(tmp_path, "extends: none.yaml\n"))
-    with pytest.raises(ConfigError, match="in UTF-8"):
-        path = tmp_path / "latin.yaml"
-        path.write_bytes(b"question: caf\xe9\n")
+
+
+def test_a_file_in_another_encoding_is_one_line(tmp_path):
+    path = tmp_path / "latin.yaml"
+    path.write_bytes(b"question: caf\xe9\n")
+    with pytest.raises(ConfigError, match=r"latin\.yaml: expected a YAML file in UTF-8"):
         load_config(path)
