@@ -32,7 +32,7 @@ COLORS: Final[dict[str, tuple[int, int, int]]] = {
     "pink": (240, 120, 184),
 }
 # Shares of the image side, so far apart that rounding to pixels keeps the names distinct.
-SIZES: Final[dict[str, tuple[float, float]]] = {"small": (0.20, 0.26), "medium": (0.31, 0.38), "large": (0.44, 0.52)}
+SIZES: Final[dict[str, tuple[float, float]]] = {"small": (0.22, 0.28), "medium": (0.34, 0.41), "large": (0.47, 0.55)}
 SPLITS: Final = ("train", "val", "test")
 SEED_LIMIT: Final = 2**29
 
