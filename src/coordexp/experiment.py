@@ -71,7 +71,7 @@ def run(
         status = "complete"
     except KeyboardInterrupt:
         status = "interrupted"
-        console.print(f"interrupted: {run_dir} is incomplete (see its manifest.json); run again with --overwrite")
+        console.print(f"{run_dir} is incomplete (its manifest.json says how far it got): run again with --overwrite", soft_wrap=True)
         raise
     finally:
         directory.finish(status)

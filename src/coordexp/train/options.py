@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -35,5 +36,5 @@ class TrainOptions:
         for name in (*counts, "logging_steps", "eval_steps", "save_steps"):
             if self.__dict__[name] < 1:
                 raise ValueError(f"train.{name}: expected at least 1, got {self.__dict__[name]}")
-        if not self.learning_rate > 0:
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"train.learning_rate: expected a positive number, got {self.learning_rate}")
