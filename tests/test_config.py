@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from coordexp.config.load import config_sha256, dump_config, load_config
@@ -83,6 +83,7 @@ def test_a_cycle_of_extends_a_double_key_a_missing_file_and_a_broken_file_are_on
         assert "\n" not in str(error.value)
 
 
+@example(1.0, 0, "\x85 \u2028")
 @settings(deadline=None, max_examples=40)
 @given(st.floats(min_value=1e-12, max_value=1e12), st.integers(0, 2**31), st.text(max_size=20))
 def test_any_value_survives_the_resolved_form(tmp_path_factory, rate, seed, prompt):

@@ -232,7 +232,7 @@ _Dumper.add_implicit_resolver(_FLOAT_TAG, _EXPONENT, list("-+0123456789"))  # ty
 
 def dump_config(config: ExperimentConfig) -> str:
     """The resolved configuration as YAML; reading it gives an equal one."""
-    return yaml.dump(to_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(to_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=120)
 
 
 def config_sha256(config: ExperimentConfig) -> str:
