@@ -7,3 +7,9 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from hypothesis import settings
+
+# A busy machine is no fault of the code: speed is measured in benchmarks.
+settings.register_profile("coordexp", deadline=None)
+settings.load_profile("coordexp")
