@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from command import call
 from coordexp.cli import main as cli
 from coordexp.cli import model as model_commands
 
@@ -17,14 +18,6 @@ COMMANDS = (
     ("run",), ("train",), ("predict",), ("evaluate",), ("report",), ("data", "synth"), ("data", "import", "voc"), ("data", "validate"),
     ("model", "tiny"), ("vocab", "extend"),
 )  # fmt: skip
-
-
-def _call(monkeypatch, capsys, *words):
-    monkeypatch.setattr(sys, "argv", ["coordexp", *map(str, words)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    captured = capsys.readouterr()
-    return stop.value.code or 0, captured.out, captured.err
 
 
 def _module(*words, **options):
@@ -45,7 +38,7 @@ def test_help_names_every_group_and_takes_less_than_half_a_second():
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_every_command_explains_itself(words, monkeypatch, capsys):
-    code, out, err = _call(monkeypatch, capsys, *words, "--help")
+    code, out, err = call(monkeypatch, capsys, *words, "--help")
     assert (code, err) == (0, "")
     assert out.startswith("Usage:")
     assert words[-1] in out.splitlines()[0]
@@ -54,7 +47,7 @@ def test_every_command_explains_itself(words, monkeypatch, capsys):
 def test_every_fault_of_an_experiment_is_one_error_line_and_nothing_is_written(tmp_path, monkeypatch, capsys):
     path = tmp_path / "x.yaml"
     path.write_text("data: {kind: synth}\ntrain: {max_step: 5}\nobjective: {sigma: -1}\n")
-    code, out, err = _call(monkeypatch, capsys, "run", path, "--output-dir", tmp_path / "run", "--set", "sead=1")
+    code, out, err = call(monkeypatch, capsys, "run", path, "--output-dir", tmp_path / "run", "--set", "sead=1")
     assert (code, out) == (2, "")
     assert sorted(err.splitlines()) == [
         "error: x.yaml: objective.sigma: expected a positive number, got -1.0",
@@ -84,7 +77,7 @@ def test_every_fault_of_an_experiment_is_one_error_line_and_nothing_is_written(t
 )
 def test_a_mistake_is_one_error_line_and_exit_code_2_and_writes_nothing(words, part, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    code, out, err = _call(monkeypatch, capsys, *words)
+    code, out, err = call(monkeypatch, capsys, *words)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
@@ -107,7 +100,7 @@ def test_a_mistake_is_one_error_line_and_exit_code_2_and_writes_nothing(words, p
     ids=" ".join,
 )
 def test_wrong_usage_exits_with_2_and_says_so_on_stderr(words, monkeypatch, capsys):
-    code, out, err = _call(monkeypatch, capsys, *words)
+    code, out, err = call(monkeypatch, capsys, *words)
     assert (code, out) == (2, "")
     assert "Error: " in err
 
@@ -123,7 +116,7 @@ def test_an_interruption_is_one_line_and_exit_code_130(tmp_path, monkeypatch, ca
     import coordexp.data.synthetic
 
     monkeypatch.setattr(coordexp.data.synthetic, "write_scenes", _failing(KeyboardInterrupt()))
-    code, out, err = _call(monkeypatch, capsys, "data", "synth", "--out", tmp_path / "o")
+    code, out, err = call(monkeypatch, capsys, "data", "synth", "--out", tmp_path / "o")
     assert (code, out, err) == (130, "", "interrupted\n")
 
 
@@ -140,22 +133,22 @@ def test_a_bug_is_not_dressed_up_as_a_users_mistake(tmp_path, monkeypatch):
 
 def test_synth_then_validate_and_a_broken_image_is_found(tmp_path, monkeypatch, capsys):
     out_dir = tmp_path / "scenes"
-    code, out, err = _call(monkeypatch, capsys, "data", "synth", "--out", out_dir, "--train", 3, "--val", 1, "--test", 2, "--side", 48)
+    code, out, err = call(monkeypatch, capsys, "data", "synth", "--out", out_dir, "--train", 3, "--val", 1, "--test", 2, "--side", 48)
     assert (code, err) == (0, "")
     assert [line.split(":")[0] for line in out.splitlines()] == ["train", "val", "test"]
     rows = [json.loads(line) for line in (out_dir / "train.jsonl").read_text().splitlines()]
-    code, out, err = _call(monkeypatch, capsys, "data", "validate", out_dir / "train.jsonl")
+    code, out, err = call(monkeypatch, capsys, "data", "validate", out_dir / "train.jsonl")
     assert (code, err) == (0, "")
     assert f"3 records, {sum(len(row['objects']) for row in rows)} objects, all valid" in out
 
     image = out_dir / rows[1]["images"][0]
     image.write_bytes(image.read_bytes()[:60])
-    code, out, err = _call(monkeypatch, capsys, "data", "validate", out_dir / "train.jsonl")
+    code, out, err = call(monkeypatch, capsys, "data", "validate", out_dir / "train.jsonl")
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
 
-    code, _, err = _call(monkeypatch, capsys, "data", "synth", "--out", out_dir, "--train", 1, "--val", 1, "--test", 1)
+    code, _, err = call(monkeypatch, capsys, "data", "synth", "--out", out_dir, "--train", 1, "--val", 1, "--test", 1)
     assert code == 2
     assert "is not empty" in err
 

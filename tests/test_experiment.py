@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 
 import pytest
 
-from coordexp.cli import main as cli
+from command import call
 from tiny import workspace
 
 SMALL = [
@@ -19,14 +18,6 @@ SMALL = [
     "train.group_by_length=true",
     "train.logging_steps=1", "train.eval_steps=2", "train.save_steps=2", "decode.max_new_tokens=12", "evaluate.bootstrap=20",
 ]  # fmt: skip
-
-
-def _call(monkeypatch, capsys, *words):
-    monkeypatch.setattr(sys, "argv", ["coordexp", *map(str, words)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    captured = capsys.readouterr()
-    return stop.value.code or 0, captured.out, captured.err
 
 
 def _sets(*pairs):
@@ -42,7 +33,7 @@ def _experiment(folder, text="data: {kind: synth}\n"):
 def test_run_goes_from_data_to_report_and_every_stage_reruns_from_disk(tmp_path, monkeypatch, capsys):
     run_dir = tmp_path / "run"
     experiment = _experiment(tmp_path)
-    code, out, _ = _call(monkeypatch, capsys, "run", experiment, "--output-dir", run_dir, *_sets(*SMALL))
+    code, out, _ = call(monkeypatch, capsys, "run", experiment, "--output-dir", run_dir, *_sets(*SMALL))
     assert code == 0
     assert "[6/6] report" in out
     assert "report.html" in out.splitlines()[-1]
@@ -60,18 +51,18 @@ def test_run_goes_from_data_to_report_and_every_stage_reruns_from_disk(tmp_path,
 
     final, test = run_dir / "checkpoints" / "final", run_dir / "data" / "test.jsonl"
     again = tmp_path / "again.jsonl"
-    code, _, _ = _call(monkeypatch, capsys, "predict", "--model", final, "--data", test, "--out", again, "--max-new-tokens", 12)
+    code, _, _ = call(monkeypatch, capsys, "predict", "--model", final, "--data", test, "--out", again, "--max-new-tokens", 12)
     assert code == 0
     assert again.read_text() == (run_dir / "predictions.jsonl").read_text()
-    code, out, _ = _call(
+    code, out, _ = call(
         monkeypatch, capsys, "evaluate", "--predictions", again, "--data", test, "--out", tmp_path / "r.json", "--bootstrap", 20, "--json"
     )
     assert code == 0
     assert {k: v for k, v in json.loads(out).items() if k != "provenance"} == {k: v for k, v in results.items() if k != "provenance"}
-    code, out, _ = _call(monkeypatch, capsys, "report", run_dir)
+    code, out, _ = call(monkeypatch, capsys, "report", run_dir)
     assert code == 0
 
-    code, _, err = _call(monkeypatch, capsys, "run", experiment, "--output-dir", run_dir, *_sets(*SMALL))
+    code, _, err = call(monkeypatch, capsys, "run", experiment, "--output-dir", run_dir, *_sets(*SMALL))
     assert code == 2
     assert err.count("\n") == 1
     assert "--overwrite" in err
@@ -84,7 +75,7 @@ def test_a_run_on_records_elsewhere_with_a_real_model_folder(tmp_path, monkeypat
         f"data.source={workspace() / 'data'}", f"model.path={workspace() / 'model'}", "data.max_test=2",
         *(s for s in SMALL if s.startswith(("train", "decode", "evaluate"))),
     ]  # fmt: skip
-    code, _, err = _call(monkeypatch, capsys, "run", experiment, "--output-dir", run_dir, *_sets(*words))
+    code, _, err = call(monkeypatch, capsys, "run", experiment, "--output-dir", run_dir, *_sets(*words))
     assert code == 0, err
     assert len((run_dir / "predictions.jsonl").read_text().splitlines()) == 2
     assert "pictures" not in json.loads((run_dir / "manifest.json").read_text())["notes"]
@@ -124,7 +115,7 @@ def test_bad_records_stop_a_run_before_training_with_one_line(tmp_path, monkeypa
     _data(tmp_path / "data", change)
     experiment = _experiment(tmp_path, f"data: {{kind: jsonl, source: {tmp_path / 'data'}}}\n")
     run_dir = tmp_path / "run"
-    code, _, err = _call(monkeypatch, capsys, "run", experiment, "--output-dir", run_dir, *_sets(*SMALL))
+    code, _, err = call(monkeypatch, capsys, "run", experiment, "--output-dir", run_dir, *_sets(*SMALL))
     assert code == 2
     assert err.startswith("error: ")
     assert err.count("\n") == 1, err
@@ -150,7 +141,7 @@ def test_bad_records_stop_a_run_before_training_with_one_line(tmp_path, monkeypa
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
-    code, _, err = _call(monkeypatch, capsys, *words)
+    code, _, err = call(monkeypatch, capsys, *words)
     assert code == 2
     assert message in err
     assert err.startswith("error: ")
@@ -160,13 +151,13 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, caps
 
 def test_an_empty_file_and_a_model_without_coordinates_are_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "empty.jsonl").write_text("")
-    code, _, err = _call(
+    code, _, err = call(
         monkeypatch, capsys, "predict", "--model", workspace() / "model", "--data", tmp_path / "empty.jsonl", "--out", tmp_path / "p"
     )
     assert (code, err.count("\n")) == (2, 1)
     assert "empty.jsonl" in err
     data = workspace() / "data" / "test.jsonl"
-    code, _, err = _call(monkeypatch, capsys, "predict", "--model", workspace() / "tiny", "--data", data, "--out", tmp_path / "p")
+    code, _, err = call(monkeypatch, capsys, "predict", "--model", workspace() / "tiny", "--data", data, "--out", tmp_path / "p")
     assert code == 2
     assert "coordexp vocab extend" in err
     assert not (tmp_path / "p").exists()
@@ -179,7 +170,7 @@ def test_an_interrupted_run_says_so_in_its_manifest(tmp_path, monkeypatch, capsy
         raise KeyboardInterrupt
 
     monkeypatch.setattr(experiment_module._Chain, "model", stop)
-    code, out, err = _call(monkeypatch, capsys, "run", _experiment(tmp_path), "--output-dir", tmp_path / "run", *_sets(*SMALL))
+    code, out, err = call(monkeypatch, capsys, "run", _experiment(tmp_path), "--output-dir", tmp_path / "run", *_sets(*SMALL))
     assert code == 130
     assert "interrupted" in out + err
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())

@@ -29,17 +29,13 @@ def eager(x: HeadInputs) -> tuple[Tensor, LossSums, dict[str, Tensor]]:
             diagnostics = _diagnostics(logits.detach(), slice_logits.detach(), {k: v.detach() for k, v in per_position.items()}, x)
             sums = dict(term_sums)
             for name, value in diagnostics.items():
-                kept = value[~torch.isnan(value)] if name in COORD_ONLY else value
+                kept = value if name in EVERY_POSITION else value[x.is_coord]
                 sums[name] = (kept.sum(), torch.full((), kept.numel(), device=value.device))
     return loss, LossSums.of(sums), diagnostics
 
 
-COORD_ONLY = frozenset(
-    {
-        "kl", "nll", "w1_tau1", "p_gt", "margin", "coord_acc_top5", "expected_bin_mae", "argmax_bin_mae", "median_bin_mae",
-        "window_bin_mae", "topk_bin_mae", "signed_bias", "dist_entropy", "dist_std", "tail_mass", "multimodal", "coord_mass", "crps_tau1",
-    }
-)  # fmt: skip
+# Diagnostics of every supervised position; the others exist at coordinates only.
+EVERY_POSITION = frozenset({"correct", "correct_top5"})
 
 
 def _logits(x: HeadInputs, wide: torch.dtype) -> Tensor:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-import torch
 from torch import Tensor
 
 from coordexp.grammar import ROLE_CODES
@@ -89,8 +88,3 @@ def summarize(sums: LossSums, objective: CoordObjective) -> dict[str, float]:
         **{m.key: float(sums.count(m.source) if m.take == "count" else sums.mean(m.source)) for m in METRICS},
     }
     return {**metrics, **values}
-
-
-def all_finite(*values: Tensor) -> Tensor:
-    """0-dim bool tensor: every element of every tensor is finite."""
-    return torch.stack([torch.isfinite(v).all() for v in values]).all()
