@@ -147,7 +147,8 @@ def _probe(trainer: CoordTrainer, plain: TrainCollator, console: Console) -> Non
     """Refuse packing that leaks, on the path a training step takes."""
 
     def run(batch: dict[str, Any]) -> None:
-        with trainer.compute_loss_context_manager():
+        # Trainer wraps the model in this autocast when training starts, which is later.
+        with torch.autocast(trainer.args.device.type, torch.bfloat16, enabled=trainer.args.bf16):
             trainer._run(trainer.model, trainer._prepare_inputs(batch), None)
 
     worst = refuse_leaks(
