@@ -202,6 +202,7 @@ class _Chain:
             header={key: self.directory.manifest[key] for key in ("config_sha256", "git", "versions")},
             seed=self.config.seed,
             console=self.console,
+            packing=self.config.data.packing,
         )
 
     def predict(self) -> None:
