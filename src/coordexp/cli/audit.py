@@ -42,21 +42,21 @@ def audit(
 def _print(result: Audit) -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.padding import Padding
 
-    console = Console(highlight=False, soft_wrap=False)
-    findings, train, evaluation = result.of("finding"), *result.rows
+    console = Console(highlight=False, soft_wrap=True)
+    findings, (train, evaluation) = result.of("finding"), result.rows
     console.print(f"{escape(result.name)} ({result.source}): {train} training rows, {evaluation} evaluation rows")
     for note in result.notes:
-        console.print(Padding(f"[dim]note: {escape(note)}[/dim]", (0, 0, 0, 2)))
+        console.print(f"  [dim]note: {escape(note)}[/dim]")
     for j in findings:
         color = _COLORS[j.severity]
         console.print(f"\n[{color}]{j.severity.upper()}[/{color}] {j.rule.code} [bold]{escape(j.rule.title)}[/bold]")
         for item in j.verdict.evidence:
             place = f" [dim]({escape(item.where)})[/dim]" if item.where else ""
-            sure = f"\n[dim]how sure: {escape(item.sure)}[/dim]" if item.sure else ""
-            console.print(Padding(f"{escape(item.what)}{place}{sure}", (0, 0, 0, 2)))
-        console.print(Padding(f"change: {escape(j.rule.advice)}", (0, 0, 0, 2)))
-        console.print(Padding(f"[dim]{j.rule.anchor}[/dim]", (0, 0, 0, 2)))
+            console.print(f"  {escape(item.what)}{place}")
+            if item.sure:
+                console.print(f"    [dim]how sure: {escape(item.sure)}[/dim]")
+        console.print(f"  change: {escape(j.rule.advice)}")
+        console.print(f"  [dim]{j.rule.anchor}[/dim]")
     passed, unused = len(result.of("passed")), len(result.of("not_applicable"))
     console.print(f"\n{len(findings)} finding{'s' * (len(findings) != 1)}, {passed} rules passed, {unused} not applicable")

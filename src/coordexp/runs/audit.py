@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import jinja2
+import numpy as np
 import yaml
 
 from coordexp.data.staging import atomic_text
@@ -84,9 +85,14 @@ def audit(path: Path, rules: Iterable[Rule] = RULES) -> Audit:
     subject = load(path)
     if not subject.train.rows and not subject.eval.rows:
         raise DataError(f"{find_log(path)}: no training or evaluation rows to audit")
-    judged = tuple(Judged(rule, rule.check(subject)) for rule in rules)
     log = subject.log
-    return Audit(path.resolve().name, log.source, (len(log.train), len(log.eval)), log.notes, judged)
+    return Audit(path.resolve().name, log.source, (len(log.train), len(log.eval)), log.notes, judge(subject, rules))
+
+
+def judge(subject: Subject, rules: Iterable[Rule] = RULES) -> tuple[Judged, ...]:
+    """Every rule's verdict. Any log is legal input: absurd values overflow to infinity, which no rule takes for sound."""
+    with np.errstate(all="ignore"):
+        return tuple(Judged(rule, rule.check(subject)) for rule in rules)
 
 
 def load(path: Path) -> Subject:

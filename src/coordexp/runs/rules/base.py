@@ -97,7 +97,7 @@ class Subject:
         """Micro-batches of an optimizer step: from the log's own rows, else the configuration, else the arguments."""
         logged = self.train.series("accum/grad_steps").finite()
         if len(logged):
-            return round(float(np.median(logged.values)))
+            return _count(float(np.median(logged.values)))
         return _count(self.section("train").get(_ACCUMULATION)) or _count(self.arguments.get(_ACCUMULATION))
 
     def world_size(self) -> int | None:

@@ -118,7 +118,7 @@ def cx033(subject: Subject) -> Verdict:
     widths = {k: (v[1] - v[0]) / 2 for k, v in intervals.items() if k.endswith(_HEADLINES)}
     if isinstance(images, int) and images < 100:
         widest = max(widths.items(), key=lambda item: item[1], default=None)
-        note = f"; {widest[0]} is known to ± {widest[1]:.3f}" if widest else ""
+        note = f"; {widest[0]} is known to ± {widest[1]:.3f}" if widest and widest[1] else ""
         rows.append(Evidence(f"only {images} images{note}", "results.json", "certain", {"images": images}))
     if rows:
         return finding(*rows)

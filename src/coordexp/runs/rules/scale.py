@@ -14,6 +14,11 @@ _RATIO_READS = "`loss`, `eval_loss` (three evaluations or more)"
 _TOO_FEW = f"needs loss and eval_loss, both positive, and at least {MIN_EVALUATIONS} evaluations with training rows beside them"
 
 
+def _exp(value: float) -> float:
+    """``exp``; infinite where it overflows."""
+    return float(np.exp(value))
+
+
 def loss_ratio(subject: Subject) -> Ratio | None:
     """Ratio of the total losses."""
     return train_over_eval(subject.train.series("loss"), subject.eval.series("loss"))
@@ -40,8 +45,8 @@ def _scale_evidence(ratio: Ratio, cause: str) -> Evidence:
         f"training loss is {ratio.factor:.3g} times the evaluation loss: {cause}",
         f"steps {ratio.steps[0]} to {ratio.steps[-1]}",
         f"{'likely' if ratio.spread < 0.15 else 'possible'}: {share:.0%} of {len(ratio.logs)} evaluations agree, "
-        f"from the first ones on (spread {math.expm1(ratio.spread):.0%})",
-        {"ratio": ratio.factor, "early_ratio": math.exp(ratio.early), "evaluations": len(ratio.logs)},
+        f"from the first ones on (spread {_exp(ratio.spread) - 1:.0%})",
+        {"ratio": ratio.factor, "early_ratio": _exp(ratio.early), "evaluations": len(ratio.logs)},
     )
 
 
@@ -158,7 +163,7 @@ def _implied_text_weight(columns: Columns) -> float | None:
     for s in found:
         common = np.intersect1d(common, s.steps)
     total, coord, text = (s.at(common).values for s in found)
-    if len(common) < 3 or not len(total) == len(coord) == len(text) or (text <= 0).any() or np.median(text / total) < 0.05:
+    if len(common) < 3 or not len(total) == len(coord) == len(text) or (text <= 0).any() or np.median(text) < 0.05 * np.median(np.abs(total)):
         return None
     return float(np.median((total - coord) / text))
 
@@ -262,13 +267,13 @@ def cx006(subject: Subject) -> Verdict:
     if fall < 0.35 and -0.05 < late < math.log(1.5):
         return finding(
             Evidence(
-                f"training loss fell to {fall:.0%} of its level after one epoch, and evaluation loss with it (train/eval {math.exp(late):.3g})",
+                f"training loss fell to {fall:.0%} of its level after one epoch, and evaluation loss with it (train/eval {_exp(late):.3g})",
                 f"steps {ratio.steps[len(ratio.steps) // 2]} to {ratio.steps[-1]}",
                 "possible: an easy task looks the same",
-                {"fall": fall, "late_ratio": math.exp(late), "epochs": float(epoch.values[-1])},
+                {"fall": fall, "late_ratio": _exp(late), "epochs": float(epoch.values[-1])},
             )
         )
-    return passed(f"training loss at {fall:.0%} of its level after one epoch, train/eval late {math.exp(late):.3g}")
+    return passed(f"training loss at {fall:.0%} of its level after one epoch, train/eval late {_exp(late):.3g}")
 
 
 RULES = (cx001, cx002, cx003, cx004, cx005, cx006)

@@ -111,7 +111,7 @@ def cx011(subject: Subject) -> Verdict:
     middle = np.median(before, axis=1)
     scale = np.maximum(1.4826 * np.median(np.abs(before - middle[:, None]), axis=1), 0.03 * np.abs(middle))
     now = values[_SPIKE_WINDOW:]
-    found = np.flatnonzero((now > middle + 8 * scale) & (now > 1.5 * middle))
+    found = np.flatnonzero((middle > 0) & (now > middle + 8 * scale) & (now > 1.5 * middle))
     if not len(found):
         return passed(f"{len(now)} rows, none beyond 8 robust standard deviations of those before it")
     begins = found[np.concatenate(([True], np.diff(found) > 1))]
@@ -170,11 +170,11 @@ def cx012(subject: Subject) -> Verdict:
         if summed or twice:
             found.append(
                 Evidence(
-                    f"gradient norm changes {math.exp(jump):.3g}-fold when the accumulation goes from {old:g} to {new:g}: "
+                    f"gradient norm changes {float(np.exp(jump)):.3g}-fold when the accumulation goes from {old:g} to {new:g}: "
                     f"{'gradients are summed over micro-batches' if summed else 'gradients are divided twice'}",
                     f"step {step}",
                     f"likely: {abs(jump) / max(error, 1e-3):.0f} standard errors",
-                    {"step": step, "factor": math.exp(jump), "accumulation_factor": new / old},
+                    {"step": step, "factor": float(np.exp(jump)), "accumulation_factor": new / old},
                 )
             )
     if found:
@@ -248,10 +248,10 @@ def cx013(subject: Subject) -> Verdict:
         if one_way and abs(middle) > needed:
             found.append(
                 Evidence(
-                    f"{key} of partial windows is {math.exp(middle):.3g} times that of the full ones beside them",
+                    f"{key} of partial windows is {float(np.exp(middle)):.3g} times that of the full ones beside them",
                     f"{len(departures)} windows, first at step {s.steps[short][0]} (by {source})",
-                    f"likely: noise of a row is {math.expm1(sigma):.0%}",
-                    {"key": key, "factor": math.exp(middle), "windows": len(departures)},
+                    f"likely: noise of a row is {float(np.expm1(sigma)):.0%}",
+                    {"key": key, "factor": float(np.exp(middle)), "windows": len(departures)},
                 )
             )
     if found:

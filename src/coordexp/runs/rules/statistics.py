@@ -49,20 +49,18 @@ class Windows:
 def windows(series: Series, *, least: int, count: int = 10) -> Windows | None:
     """Up to ``count`` windows of at least ``least`` finite points each; None with fewer than four.
 
-    The standard error is ``1.25 noise / sqrt n`` (a median's under a normal law).
+    The standard error is ``1.25 noise / sqrt n`` (a median's under a normal law), or what the second differences of
+    the levels show where that is more: noise with a memory does not average out within a window.
     """
     kept = series.finite()
     parts = min(count, len(kept) // least)
     if parts < 4:
         return None
     steps, values = np.array_split(kept.steps, parts), np.array_split(kept.values, parts)
-    sigma = noise(kept.values)
-    return Windows(
-        np.array([s[0] for s in steps]),
-        np.array([s[-1] for s in steps]),
-        np.array([np.median(v) for v in values]),
-        np.array([1.25 * sigma / math.sqrt(len(v)) for v in values]),
-    )
+    level = np.array([np.median(v) for v in values])
+    between = _MAD * float(np.median(np.abs(np.diff(level, 2)))) / math.sqrt(6.0)
+    within = 1.25 * noise(kept.values) / np.sqrt([len(v) for v in values])
+    return Windows(np.array([s[0] for s in steps]), np.array([s[-1] for s in steps]), level, np.maximum(within, between))
 
 
 def kinds(train: Columns, evaluation: Columns, *keys: str) -> list[tuple[str, list[Windows]]]:
@@ -95,7 +93,7 @@ class Ratio:
     @property
     def factor(self) -> float:
         """The median ratio."""
-        return math.exp(self.median)
+        return float(np.exp(self.median))
 
     def matches(self, factor: float) -> bool:
         """Whether the ratio is ``factor`` throughout: median, its beginning, and at least 70 % of the points.
