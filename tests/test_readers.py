@@ -109,6 +109,7 @@ def test_ms_swift_rows_steps_and_trailer(tmp_path):
         "7: the last line is torn (the run stopped while writing it) and was left out",
         " 1 duplicated row counted once",
     ]
+    assert log.train[0]["elapsed_time"] == "4s"
     assert Columns(log.train).keys == ("loss", "memory(GiB)")
 
 

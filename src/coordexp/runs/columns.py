@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -31,11 +32,39 @@ class Series:
 
     def at(self, steps: NDArray[np.int64]) -> Series:
         """The points at the given steps (of several at one step, all)."""
+        if self.steps is steps or np.array_equal(self.steps, steps):
+            return self
         kept = np.isin(self.steps, steps)
         return self if kept.all() else Series(self.steps[kept], self.values[kept])
 
 
 EMPTY: Final = Series(np.empty(0, np.int64), np.empty(0))
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Rows (by index) with the same keys: ``values`` ``[rows, keys]``, None if they hold more than numbers."""
+
+    rows: NDArray[np.int64]
+    place: dict[str, int]
+    values: NDArray[np.float64] | None
+
+    @classmethod
+    def of(cls, keys: tuple[str, ...], indices: list[int], rows: list[dict[str, Any]]) -> _Block:
+        chosen = rows if len(indices) == len(rows) else [rows[i] for i in indices]
+        flat = chain.from_iterable(map(dict.values, chosen))
+        try:
+            values = np.fromiter(flat, np.float64, len(chosen) * len(keys)).reshape(len(chosen), len(keys))
+        except (ValueError, TypeError, OverflowError):
+            values = None
+        return cls(np.array(indices, np.int64), {key: i for i, key in enumerate(keys)}, values)
+
+    def column(self, key: str) -> NDArray[np.float64] | None:
+        """The values of a key; None where a NaN may be a null."""
+        if self.values is None:
+            return None
+        column = np.ascontiguousarray(self.values[:, self.place[key]])
+        return None if np.isnan(column).any() else column
 
 
 class Columns:
@@ -45,6 +74,7 @@ class Columns:
         self.rows = rows
         self.prefix = prefix
         self._found: dict[str, Series | None] = {}
+        self._blocks: list[_Block] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -57,8 +87,17 @@ class Columns:
     @cached_property
     def keys(self) -> tuple[str, ...]:
         """Keys with numbers, as they stand in the rows, sorted."""
-        names: set[str] = set().union(*self.rows) - _BOOKKEEPING if self.rows else set()
+        names = {key for block in self._shapes() for key in block.place} - _BOOKKEEPING
         return tuple(key for key in sorted(names) if self.raw(key) is not None)
+
+    def _shapes(self) -> list[_Block]:
+        """The rows in groups of equal keys."""
+        if self._blocks is None:
+            groups: dict[tuple[str, ...], list[int]] = {}
+            for i, row in enumerate(self.rows):
+                groups.setdefault(tuple(row), []).append(i)
+            self._blocks = [_Block.of(keys, rows, self.rows) for keys, rows in groups.items()]
+        return self._blocks
 
     def series(self, key: str) -> Series:
         """Values of a key; empty where the log has none.
@@ -77,6 +116,21 @@ class Columns:
         return self._found[key]
 
     def _extract(self, key: str) -> Series | None:
+        holding = [block for block in self._shapes() if key in block.place]
+        parts = [block.column(key) for block in holding]
+        if not holding:
+            return None
+        if any(part is None for part in parts):
+            return self._checked(key)
+        if len(holding) == 1:
+            whole = len(holding[0].rows) == len(self.rows)
+            return Series(self.steps if whole else self.steps[holding[0].rows], np.concatenate([p for p in parts if p is not None]))
+        order = np.concatenate([block.rows for block in holding])
+        ranks = np.argsort(order, kind="stable")
+        return Series(self.steps[order[ranks]], np.concatenate([p for p in parts if p is not None])[ranks])
+
+    def _checked(self, key: str) -> Series | None:
+        """The slow way, for a column with null, text or anything else in it."""
         column = [row.get(key) for row in self.rows]
         steps = self.steps
         if None in column:

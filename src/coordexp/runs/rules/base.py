@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from coordexp.losses.objective import COORD_TERMS
 from coordexp.runs.columns import Columns, Series
 from coordexp.runs.logs import EVAL_PREFIX, RunLog
+from coordexp.runs.rules.statistics import Ratio, train_over_eval
 
 Severity = Literal["info", "warning", "severe"]
 State = Literal["finding", "passed", "not_applicable"]
@@ -87,6 +89,11 @@ class Subject:
     def of(cls, log: RunLog, **beside: Any) -> Subject:
         """The subject of a log."""
         return cls(log, Columns(log.train), Columns(log.eval, EVAL_PREFIX), **beside)
+
+    @cached_property
+    def loss_ratio(self) -> Ratio | None:
+        """Ratio of training to evaluation loss at every evaluation; None where there are too few."""
+        return train_over_eval(self.train.series("loss"), self.eval.series("loss"))
 
     def section(self, name: str) -> Mapping[str, Any]:
         """A section of the configuration; empty where there is none."""

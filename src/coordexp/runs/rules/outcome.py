@@ -152,7 +152,8 @@ def _gaps(columns: Columns, base: np.ndarray) -> list[Evidence]:
     n = len(base)
     for key in columns.keys:
         s = columns.raw(key)
-        if s is None or len(s) < 3:
+        # A key of every row cannot have a gap.
+        if s is None or len(s) < 3 or s.steps is columns.steps:
             continue
         at = np.unique(np.minimum(np.searchsorted(base, s.steps), n - 1))
         needed = max(0.1 * n, 5 if n >= 20 else 2, 2 * int(np.diff(at).max()) if len(at) > 1 else 0)

@@ -19,11 +19,6 @@ def _exp(value: float) -> float:
     return float(np.exp(value))
 
 
-def loss_ratio(subject: Subject) -> Ratio | None:
-    """Ratio of the total losses."""
-    return train_over_eval(subject.train.series("loss"), subject.eval.series("loss"))
-
-
 def _accuracy_gap(subject: Subject) -> float | None:
     """Training minus evaluation accuracy over the second half, where both are logged."""
     train, evaluation = subject.train.series("token_acc").finite(), subject.eval.series("token_acc").finite()
@@ -51,7 +46,7 @@ def _scale_evidence(ratio: Ratio, cause: str) -> Evidence:
 
 
 def _known_factor(subject: Subject, factor: float | None, cause: str, unknown: str) -> Verdict:
-    ratio = loss_ratio(subject)
+    ratio = subject.loss_ratio
     if ratio is None:
         return not_applicable(_TOO_FEW)
     if factor is None:
@@ -105,7 +100,7 @@ def cx002(subject: Subject) -> Verdict:
 )
 def cx003(subject: Subject) -> Verdict:
     ranks, steps = subject.world_size(), subject.accumulation() or 1
-    ratio = loss_ratio(subject)
+    ratio = subject.loss_ratio
     if ratio is None:
         return not_applicable(_TOO_FEW)
     if ranks is None or ranks == 1:
@@ -133,7 +128,7 @@ def cx003(subject: Subject) -> Verdict:
     "(args.json, accum/grad_steps) and audit again. Dropout and augmentation explain factors up to about 1.5.",
 )
 def cx004(subject: Subject) -> Verdict:
-    ratio = loss_ratio(subject)
+    ratio = subject.loss_ratio
     if ratio is None:
         return not_applicable(_TOO_FEW)
     for other in (cx001, cx002, cx003):
@@ -161,7 +156,7 @@ def _implied_text_weight(columns: Columns) -> float | None:
     found = [columns.series(key).finite() for key in ("loss", "coord_softce_w1/loss", "base_ce/loss")]
     common = found[0].steps
     for s in found:
-        common = np.intersect1d(common, s.steps)
+        common = common if s.steps is common else np.intersect1d(common, s.steps)
     total, coord, text = (s.at(common).values for s in found)
     if len(common) < 3 or not len(total) == len(coord) == len(text) or (text <= 0).any() or np.median(text) < 0.05 * np.median(np.abs(total)):
         return None
@@ -215,7 +210,7 @@ def _lone_part(subject: Subject) -> Evidence | None:
 )
 def cx005(subject: Subject) -> Verdict:
     found, looked = [], 0
-    scaled = (ratio := loss_ratio(subject)) is not None and abs(ratio.median) > math.log(1.5)
+    scaled = (ratio := subject.loss_ratio) is not None and abs(ratio.median) > math.log(1.5)
     shares = _share_of_coordinates(subject.train), _share_of_coordinates(subject.eval)
     if shares[0] is not None and shares[1] is not None:
         looked += 1
@@ -256,7 +251,7 @@ def cx005(subject: Subject) -> Verdict:
 )
 def cx006(subject: Subject) -> Verdict:
     loss, epoch = subject.train.series("loss").finite(), subject.train.series("epoch").finite()
-    ratio = loss_ratio(subject)
+    ratio = subject.loss_ratio
     if ratio is None or len(epoch) < 12 or epoch.values[-1] < 3:
         return not_applicable("needs three epochs and three evaluations")
     first = loss.at(epoch.steps[(epoch.values > 0.8) & (epoch.values <= 1.2)])
