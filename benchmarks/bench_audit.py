@@ -16,7 +16,8 @@ from pathlib import Path
 from coordexp.runs.audit import judge, load
 
 KEYS = (
-    "base_ce/loss", "base_ce/noncoord_tokens", "coord_softce_w1/loss", "coord_softce_w1/soft_ce", "coord_softce_w1/w1", "coord_softce_w1/gate",
+    "base_ce/loss", "base_ce/noncoord_tokens", "coord_softce_w1/loss", "coord_softce_w1/soft_ce", "coord_softce_w1/w1",
+    "coord_softce_w1/gate",
     "coord_softce_w1/coord_tokens", "coord_softce_w1/coord_vocab_mass", "coord_softce_w1/p_gt_mean", "coord_softce_w1/margin_mean",
     "coord_softce_w1/acc_top5", "coord_expected_bin_mae", "coord_dist/kl", "coord_dist/crps", "coord_dist/nll", "coord_dist/entropy",
     "coord_dist/std", "coord_dist/tail_mass", "coord_dist/multimodal_frac", "coord_dist/argmax_bin_mae", "coord_dist/median_bin_mae",
@@ -36,7 +37,8 @@ def write(path: Path, count: int, ours: bool) -> None:
             place = {"step": step} if ours else {"global_step/max_steps": f"{step}/{count}"}
             level = 0.2 + math.exp(-4 * step / count)
             row = {key: level * (1 + 0.05 * rng.random()) for key in KEYS}
-            extra = {"grad_norm": 1 + rng.random(), "learning_rate": 1e-4, "epoch": step / count, "accum/grad_steps": 8.0, "accum/current_grad_steps": 8.0}
+            extra = {"grad_norm": 1 + rng.random(), "learning_rate": 1e-4, "epoch": step / count}
+            extra |= {"accum/grad_steps": 8.0, "accum/current_grad_steps": 8.0}
             file.write(json.dumps({**place, **row, **extra}) + "\n")
             if step % 100 == 0:
                 file.write(json.dumps({**place, **{f"eval_{key}": level * (1 + 0.01 * rng.random()) for key in KEYS}}) + "\n")
@@ -57,7 +59,8 @@ def main() -> None:
             size = path.stat().st_size / 2**20
             print(
                 f"{kind}: {count} rows of {len(KEYS) + 6} keys, {size:.0f} MiB: read {read - begin:.2f} s, "
-                f"rules {end - read:.2f} s, total {end - begin:.2f} s, {busy:.2f} s of processor time (findings: {', '.join(found) or 'none'})"
+                f"rules {end - read:.2f} s, total {end - begin:.2f} s, "
+                f"{busy:.2f} s of processor time (findings: {', '.join(found) or 'none'})"
             )
 
 

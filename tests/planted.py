@@ -129,7 +129,11 @@ def _measures(shape: Shape, x: Array, gap: float, noise: float, rng: np.random.G
     learnt = 1 - fall
     widened = 1 + gap * x
     text = noisy(shape.start * fall * widened * (1.0 if prefix else shape.dropout))
-    values = {"base_ce/loss": text, "token_acc": np.minimum(1.0, noisy(0.1 + 0.75 * learnt - 0.1 * gap * x, 0.3)), "loss": shape.text_weight * text}
+    values = {
+        "base_ce/loss": text,
+        "token_acc": np.minimum(1.0, noisy(0.1 + 0.75 * learnt - 0.1 * gap * x, 0.3)),
+        "loss": shape.text_weight * text,
+    }
     if shape.coordinates:
         kl, gate, w1 = noisy(4.5 * fall * widened), noisy(0.4 * fall**2 + 0.002), noisy(150 * fall * widened)
         soft = kl + FLOOR
@@ -176,7 +180,9 @@ def change(rows: list[Row], edit: Callable[[Row, float], None], *, evals: bool =
 HEADER = {"schema": 1, "kind": "header", "config_sha256": "00", "git": None, "versions": {}}
 
 
-def write_run(folder: Path, rows: list[Row], *, results: Row | None = None, config: str | None = None, arguments: Row | None = None) -> Path:
+def write_run(
+    folder: Path, rows: list[Row], *, results: Row | None = None, config: str | None = None, arguments: Row | None = None
+) -> Path:
     """A run directory's log (header, then rows) and what may stand beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "logging.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [HEADER, *rows]), encoding="utf-8")

@@ -58,7 +58,9 @@ def test_json_has_exactly_the_fields_of_every_rule(tmp_path, monkeypatch, capsys
 def test_a_run_directory_gets_its_audit_and_the_report_shows_it(tmp_path, monkeypatch, capsys):
     run = make_run(tmp_path / "run", images=8)
     rows = [json.loads(line) for line in (run / "logging.jsonl").read_text().splitlines()]
-    (run / "logging.jsonl").write_text("".join(json.dumps(row | ({"loss": float("nan")} if row.get("step") == 300 else {})) + "\n" for row in rows))
+    (run / "logging.jsonl").write_text(
+        "".join(json.dumps(row | ({"loss": float("nan")} if row.get("step") == 300 else {})) + "\n" for row in rows)
+    )
     code, out, _ = call(monkeypatch, capsys, "audit", run, "--json")
     assert code == 1
     assert (run / "audit.json").read_text() == out

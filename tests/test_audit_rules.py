@@ -35,6 +35,10 @@ def times(factor: float, *keys: str) -> Callable[[Row, float], None]:
     return edit
 
 
+def lower(key: str, by: float) -> Callable[[Row, float], None]:
+    return lambda row, _: row.update({key: row[key] - by})
+
+
 def course(key: str, value: Callable[[float], float]) -> Callable[[Row, float], None]:
     """Multiplies a key, train and eval, by a function of the share of the run."""
 
@@ -155,12 +159,20 @@ PLANTS = {
     ),
     "ratio 1/8": Plant("CX002", "severe", lambda r: change(r, times(1 / 8, "loss"))),
     "world size": Plant("CX003", "severe", lambda r: change(r, times(4, "loss")), beside={"arguments": {"global_world_size": 4}}),
-    "one over world size": Plant("CX003", "severe", lambda r: change(r, times(1 / 4, "loss")), beside={"arguments": {"global_world_size": 4}}),
-    "world size times accumulation": Plant("CX003", "severe", lambda r: change(r, times(32, "loss")), beside={"arguments": {"world_size": 4}}),
+    "one over world size": Plant(
+        "CX003", "severe", lambda r: change(r, times(1 / 4, "loss")),
+        beside={"arguments": {"global_world_size": 4}},
+    ),
+    "world size times accumulation": Plant(
+        "CX003", "severe", lambda r: change(r, times(32, "loss")),
+        beside={"arguments": {"world_size": 4}},
+    ),
     "unexplained factor": Plant("CX004", "severe", lambda r: change(r, times(5, "loss")), replace(LONG, gap=0.05)),
-    "coordinates among the text tokens": Plant("CX005", "warning", lambda r: change(r, times(1.9, "base_ce/loss")), replace(LONG, gap=0.02)),
+    "coordinates among the text tokens": Plant(
+        "CX005", "warning", lambda r: change(r, times(1.9, "base_ce/loss")), replace(LONG, gap=0.02)
+    ),
     "text accuracy of all tokens": Plant(
-        "CX005", "warning", lambda r: change(r, lambda row, _: row.update({"text_token_acc": row["text_token_acc"] - 0.2}))
+        "CX005", "warning", lambda r: change(r, lower("text_token_acc", 0.2))
     ),
     "fewer coordinates in evaluation": Plant(
         "CX005", "warning", lambda r: change(r, times(0.4, "eval_coord_softce_w1/coord_tokens"), evals=True, train=False)
@@ -169,10 +181,13 @@ PLANTS = {
     "NaN loss": Plant("CX010", "severe", lambda r: change(r, at_step(600, loss=float("nan")))),
     "infinite gradient": Plant("CX010", "severe", lambda r: change(r, at_step(600, grad_norm=float("inf")))),
     "NaN in evaluation": Plant(
-        "CX010", "severe", lambda r: change(r, lambda row, x: row.update({"eval_" + KL: float("nan")}) if x > 0.9 else None, evals=True, train=False)
+        "CX010", "severe", lambda r: change(r, lambda row, x: row.update({"eval_" + KL: float("nan")}) if x > 0.9 else None,
+            evals=True, train=False)
     ),
     "filtered NaN": Plant("CX010", "warning", lambda r: change(r, lambda row, x: row.update(loss=0.0) if 0.5 < x < 0.6 else None)),
-    "spike": Plant("CX011", "warning", lambda r: change(r, lambda row, _: row.update(loss=4 * row["loss"]) if row["step"] == 600 else None)),
+    "spike": Plant(
+        "CX011", "warning", lambda r: change(r, lambda row, _: row.update(loss=4 * row["loss"]) if row["step"] == 600 else None)
+    ),
     "gradient summed over micro-batches": Plant("CX012", "severe", _accumulation_jump(1.5), replace(LONG, resumed_with=2)),
     "gradient divided twice": Plant("CX012", "severe", _accumulation_jump(-0.8), replace(LONG, resumed_with=2)),
     "partial windows": Plant("CX013", "warning", lambda r: _partial(r, 3 / 8)),
@@ -187,23 +202,36 @@ PLANTS = {
     "w1 flat": Plant("CX024", "warning", lambda r: both(r, assign("coord_softce_w1/w1", lambda v, x: 40.0))),
     "sigma changes": Plant("CX025", "warning", _sigma_changes),
     "sigma differs in evaluation": Plant(
-        "CX025", "warning", lambda r: change(r, lambda row, _: row.update({"eval_coord_softce_w1/soft_ce": row["eval_coord_softce_w1/soft_ce"] - 0.29}), evals=True, train=False)
+        "CX025", "warning", lambda r: change(r, lower("eval_coord_softce_w1/soft_ce", 0.29),
+            evals=True, train=False)
     ),
     "kl below 0": Plant("CX026", "warning", lambda r: both(r, assign(KL, lambda v, x: v - 4 * x))),
     "soft_ce under its floor": Plant(
-        "CX026", "warning", lambda r: both(r, assign("coord_softce_w1/soft_ce", lambda v, x: v / 4)), beside={"config": "objective: {sigma: 2.0}\n"}
+        "CX026", "warning", lambda r: both(r, assign("coord_softce_w1/soft_ce", lambda v, x: v / 4)),
+        beside={"config": "objective: {sigma: 2.0}\n"}
     ),
     "overconfident": Plant("CX027", "warning", lambda r: both(r, assign("coord_dist/nll", lambda v, x: v + 2 * x))),
     "nothing learnt": Plant("CX027", "warning", lambda r: both(r, assign("coord_dist/entropy", lambda v, x: 6.85))),
     "modes and expectation": Plant(
-        "CX028", "warning", lambda r: both(r, assign("coord_dist/multimodal_frac", lambda v, x: 0.2)), replace(LONG, rest=0.1, speed=12.0), EXPECTATION
+        "CX028", "warning", lambda r: both(r, assign("coord_dist/multimodal_frac", lambda v, x: 0.2)),
+        replace(LONG, rest=0.1, speed=12.0), EXPECTATION
     ),
-    "bias": Plant("CX029", "warning", lambda r: both(r, assign(BIAS, lambda v, x: -0.5), assign("coord_dist/median_bin_mae", lambda v, x: 2.0))),
-    "duplicates": Plant("CX030", "warning", lambda r: r, beside={"results": GOOD_RESULTS}, beside_fault={"results": GOOD_RESULTS | {"health.duplicate_rate": 0.2}}),
+    "bias": Plant(
+        "CX029", "warning", lambda r: both(r, assign(BIAS, lambda v, x: -0.5), assign("coord_dist/median_bin_mae", lambda v, x: 2.0))
+    ),
+    "duplicates": Plant(
+        "CX030", "warning", lambda r: r,
+        beside={"results": GOOD_RESULTS},
+        beside_fault={"results": GOOD_RESULTS | {"health.duplicate_rate": 0.2}},
+    ),
     "duplicates of a probe": Plant(
         "CX030", "warning", lambda r: change(r, lambda row, _: row.update({"eval_probe/duplicate_rate": 0.3}), evals=True, train=False)
     ),
-    "parse failures": Plant("CX031", "warning", lambda r: r, beside={"results": GOOD_RESULTS}, beside_fault={"results": GOOD_RESULTS | {"health.parse_rate": 0.7}}),
+    "parse failures": Plant(
+        "CX031", "warning", lambda r: r,
+        beside={"results": GOOD_RESULTS},
+        beside_fault={"results": GOOD_RESULTS | {"health.parse_rate": 0.7}},
+    ),
     "floor of the learning rate": Plant(
         "CX032", "info", lambda r: change(r, lambda row, x: row.update(learning_rate=1e-7) if x > 0.7 else None)
     ),
@@ -211,7 +239,11 @@ PLANTS = {
         "CX033", "warning", lambda r: r, beside={"results": GOOD_RESULTS, "config": EXPECT},
         beside_fault={"results": GOOD_RESULTS, "config": EXPECT.replace("0.4", "0.5")},
     ),
-    "few images": Plant("CX033", "warning", lambda r: r, beside={"results": GOOD_RESULTS}, beside_fault={"results": GOOD_RESULTS | {"counts": {"effective": 20}}}),
+    "few images": Plant(
+        "CX033", "warning", lambda r: r,
+        beside={"results": GOOD_RESULTS},
+        beside_fault={"results": GOOD_RESULTS | {"counts": {"effective": 20}}},
+    ),
     "keys appear and vanish": Plant("CX034", "warning", _keys_come_and_go),
 }  # fmt: skip
 

@@ -151,7 +151,11 @@ def audit_run(run_dir: Path) -> Audit:
 def write_page(result: Audit, out: Path) -> Path:
     """Write the audit as one self-contained HTML page; every text from the log is escaped."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("coordexp.runs"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("coordexp.runs"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     with atomic_text(out) as file:
         file.write(environment.get_template("audit.html.j2").render(audit=result, figures=figures) + "\n")

@@ -31,7 +31,8 @@ def _floors(subject: Subject) -> list[tuple[str, Windows]]:
     "soft_ce is compared across sigmas",
     "warning",
     reads="`coord_softce_w1/soft_ce`, `coord_dist/kl`, train and eval",
-    test="soft_ce - kl is the target's entropy H(q), the floor of soft_ce: it differs by more than .05 nats and five standard errors between "
+    test="soft_ce - kl is the target's entropy H(q), the floor of soft_ce: it differs by more than .05 nats and five standard "
+    "errors between "
     "windows, or between training and evaluation.",
     advice="Compare kl, crps or nll instead: their floor does not move with sigma, truncate or object size.",
 )
@@ -47,7 +48,9 @@ def cx025(subject: Subject) -> Verdict:
         rise, error = floor.change(i, j)
         if rise > max(0.05, 5 * error):
             text = f"H(q) moves between {floor.level[i]:.3f} and {floor.level[j]:.3f} nats within {kind}"
-            rows.append(Evidence(text, floor.where(), "certain: soft_ce - kl", {"lowest": float(floor.level[i]), "highest": float(floor.level[j])}))
+            rows.append(
+                Evidence(text, floor.where(), "certain: soft_ce - kl", {"lowest": float(floor.level[i]), "highest": float(floor.level[j])})
+            )
     if len(found) == 2:
         middles = [float(np.median(floor.level)) for _, floor in found]
         error = 3 * max(float(np.max(floor.error)) for _, floor in found)
@@ -96,7 +99,11 @@ def cx026(subject: Subject) -> Verdict:
         i = int(np.argmin(kl.level))
         looked.append(f"{kind} kl is at least {kl.level[i]:.4f}")
         if kl.level[i] < -0.005:
-            rows.append(Evidence(f"kl ({kind}) is {kl.level[i]:.4f}, below 0", kl.where(i, i), "certain", {"value": float(kl.level[i]), "floor": 0.0}))
+            rows.append(
+                Evidence(
+                    f"kl ({kind}) is {kl.level[i]:.4f}, below 0", kl.where(i, i), "certain", {"value": float(kl.level[i]), "floor": 0.0}
+                )
+            )
     floor, scale = soft_ce_floor(subject.section("objective")), subject.term_scale("soft_ce")
     if floor is not None and scale:
         for kind, (soft,) in kinds(subject.train, subject.eval, SOFT_CE):
@@ -119,7 +126,8 @@ _UNIFORM: Final = math.log(1000)
     "Entropy does not fit the errors",
     "warning",
     reads="`coord_dist/entropy`, `coord_dist/nll`, train and eval",
-    test="At the end nll exceeds the entropy by more than .7 nats (overconfident), the entropy exceeds nll by more than 1 nat (too flat; a soft "
+    test="At the end nll exceeds the entropy by more than .7 nats (overconfident), the entropy exceeds nll by more than 1 nat "
+    "(too flat; a soft "
     "target of its own adds .5), or the entropy is over 95 % of a uniform distribution's (nothing learnt).",
     advice="Overconfident: stop earlier, lower ce and w1, or fit a temperature before scores are used. Too flat: narrow sigma. Nothing "
     "learnt: check that the coordinate rows are trained and the learning rate reaches them.",
@@ -151,7 +159,8 @@ def cx027(subject: Subject) -> Verdict:
     reads="`decode.readout` in `config.yaml`, `coord_dist/multimodal_frac`, `coord_dist/tail_mass`",
     test="decode.readout is expectation, and at the end over 5 % of the distributions have several modes or the mass over 16 bins from "
     "the mode is over 1 %.",
-    advice="Set decode.readout to auto (window, or median where there are several modes): the mean of two modes lies on neither, and one per "
+    advice="Set decode.readout to auto (window, or median where there are several modes): the mean of two modes lies on "
+    "neither, and one per "
     "cent of stray mass doubles its error.",
 )
 def cx028(subject: Subject) -> Verdict:
@@ -176,7 +185,8 @@ def cx028(subject: Subject) -> Verdict:
     "Coordinates are biased to one side",
     "warning",
     reads="`coord_dist/signed_bias` with `coord_dist/median_bin_mae`; `localisation.<readout>.all.signed_bias_bins` of `results.json`",
-    test="Over the second half of the windows the bias is over .4 bins and 10 % of the error, more than five standard errors, and of one sign; "
+    test="Over the second half of the windows the bias is over .4 bins and 10 % of the error, more than five standard errors, "
+    "and of one sign; "
     "or the results' bias is over .4 bins and 10 % of their mean error with an interval, where there is one, that leaves out 0.",
     advice="Check the coordinate convention of data and decoder: floor instead of round costs half a bin, k/1000 read as k/999 up to one "
     "bin at the far edge. Compare the codec named in the manifest.",
@@ -190,16 +200,24 @@ def cx029(subject: Subject) -> Verdict:
         looked.append(f"{kind} {middle:+.2f} bins")
         if abs(middle) > max(0.4, 0.1 * size, 5 * sigma) and bool((np.sign(late) == np.sign(middle)).all()):
             text = f"median minus truth is {middle:+.2f} bins in {kind} (absolute error {size:.2f})"
-            rows.append(Evidence(text, bias.where(len(bias.level) // 2), f"likely: one sign in {len(late)} windows", {"bias": middle, "error": size}))
+            rows.append(
+                Evidence(
+                    text, bias.where(len(bias.level) // 2), f"likely: one sign in {len(late)} windows", {"bias": middle, "error": size}
+                )
+            )
     for key, value in (subject.results or {}).items():
         if not key.endswith(".all.signed_bias_bins") or not isinstance(value, (int, float)) or not math.isfinite(value):
             continue
-        size = (subject.results or {}).get(key.replace("signed_bias", "mean"))
+        mean = (subject.results or {}).get(key.replace("signed_bias", "mean"))
         interval = (subject.results or {}).get(f"intervals.{key}")
         looked.append(f"{key} {value:+.2f}")
         open_interval = isinstance(interval, list) and len(interval) == 2 and interval[0] <= 0 <= interval[1]
-        if isinstance(size, (int, float)) and abs(value) > max(0.4, 0.1 * size) and not open_interval:
-            rows.append(Evidence(f"{key} is {value:+.2f} bins", "results.json", "possible" if interval is None else "likely", {"bias": float(value)}))
+        if isinstance(mean, (int, float)) and abs(value) > max(0.4, 0.1 * mean) and not open_interval:
+            rows.append(
+                Evidence(
+                    f"{key} is {value:+.2f} bins", "results.json", "possible" if interval is None else "likely", {"bias": float(value)}
+                )
+            )
     if rows:
         return finding(*rows)
     return passed("; ".join(looked[:4])) if looked else not_applicable("needs coord_dist/signed_bias or results.json")

@@ -30,7 +30,8 @@ def first_logged(subject: Subject, keys: tuple[str, ...], *beside: str) -> tuple
     reads="`coord_softce_w1/coord_vocab_mass` or `coord_monitor/coord_vocab_mass_at_gt_coord`, train and eval",
     test="The last of up to ten windows lies below the best earlier one by more than .01 and five standard errors, and ends below .95 "
     "(severe); or by more than .02 but still ends above .95 (warning).",
-    advice="Raise objective.gate, lower the learning rate of the language model, and check that the coordinate rows of the head are trained "
+    advice="Raise objective.gate, lower the learning rate of the language model, and check that the coordinate rows of the "
+    "head are trained "
     "(tied and untied heads differ). Generated answers lose coordinates before the loss shows it.",
 )
 def cx020(subject: Subject) -> Verdict:
@@ -67,7 +68,8 @@ _TEXT_MASS: Final = ("coord_monitor/coord_vocab_mass_at_gt_text", "coord_monitor
     "warning",
     reads="`coord_monitor/coord_vocab_mass_at_gt_text` or `coord_monitor/flip_text_to_coord`",
     test="The last window lies above the lowest earlier one by more than .01 and five standard errors, and is at least twice as high.",
-    advice="Give objective.text_gate a weight, or lower the share of coordinate tokens: the model begins to write coordinates where words belong.",
+    advice="Give objective.text_gate a weight, or lower the share of coordinate tokens: the model begins to write coordinates "
+    "where words belong.",
 )
 def cx021(subject: Subject) -> Verdict:
     got = first_logged(subject, _TEXT_MASS)
@@ -90,9 +92,11 @@ def cx021(subject: Subject) -> Verdict:
     "The distribution flattens",
     "warning",
     reads="`coord_softce_w1/{p_gt_mean,acc_top5}` with `coord_dist/kl` or `coord_softce_w1/soft_ce`",
-    test="From its best window on, p_gt falls by more than 10 % (five standard errors) and top-5 accuracy by more than .02 (four), while kl "
+    test="From its best window on, p_gt falls by more than 10 % (five standard errors) and top-5 accuracy by more than .02 "
+    "(four), while kl "
     "(or soft_ce) stays within 5 % or three standard errors, at least .02 nats.",
-    advice="The loss no longer sees the peak: narrow sigma or truncate, add ce, or raise the weight of the coordinate terms against weight decay "
+    advice="The loss no longer sees the peak: narrow sigma or truncate, add ce, or raise the weight of the coordinate terms "
+    "against weight decay "
     "and temperature. Judge by crps and nll, not by soft_ce.",
 )
 def cx022(subject: Subject) -> Verdict:
@@ -125,9 +129,11 @@ def cx022(subject: Subject) -> Verdict:
     "The distribution over-sharpens",
     "warning",
     reads="`coord_softce_w1/p_gt_mean` with `coord_dist/kl` or `coord_softce_w1/soft_ce`",
-    test="From the lowest window of kl (or soft_ce) on, it rises by more than .03 nats, 3 % and five standard errors, while p_gt rises by more "
+    test="From the lowest window of kl (or soft_ce) on, it rises by more than .03 nats, 3 % and five standard errors, while "
+    "p_gt rises by more "
     "than 5 % (four standard errors).",
-    advice="Stop at the lowest kl, or lower ce, w1 and entropy weights: w1 to a soft target and hard cross-entropy both reward overconfidence. "
+    advice="Stop at the lowest kl, or lower ce, w1 and entropy weights: w1 to a soft target and hard cross-entropy both "
+    "reward overconfidence. "
     "crps is proper and does not.",
 )
 def cx023(subject: Subject) -> Verdict:
@@ -143,7 +149,8 @@ def cx023(subject: Subject) -> Verdict:
         if rise > max(0.03, 0.03 * abs(kl.level[low]), 5 * error) and gain > max(0.05 * p.level[low], 4 * gain_error):
             rows.append(
                 Evidence(
-                    f"{kind}: {key} rises from {kl.level[low]:.3f} to {kl.level[-1]:.3f} while p_gt rises from {p.level[low]:.3f} to {p.level[-1]:.3f}",
+                    f"{kind}: {key} rises from {kl.level[low]:.3f} to {kl.level[-1]:.3f} while p_gt rises from "
+                    f"{p.level[low]:.3f} to {p.level[-1]:.3f}",
                     kl.where(low),
                     f"likely: {rise / max(error, 1e-4):.0f} standard errors",
                     {"lowest": float(kl.level[low]), "last": float(kl.level[-1]), "lowest_until_step": int(kl.last[low])},
@@ -157,7 +164,8 @@ def cx023(subject: Subject) -> Verdict:
     "W1 is flat, or too small to matter",
     "warning",
     reads="`contrib/w1` and the other contributions (or the weighted parts of an older log), `coord_softce_w1/w1`, `coord_dist/kl`",
-    test="W1 has a weight and its share of the coordinate loss is under 2 % over the last third; or its value changes by less than 5 % from the "
+    test="W1 has a weight and its share of the coordinate loss is under 2 % over the last third; or its value changes by less "
+    "than 5 % from the "
     "first window to the last while kl falls by more than 10 %. The share of the loss stands for that of the gradient, which logs "
     "do not have.",
     advice="The term is in bins here: a weight of .001 a bin is the older w1 / (K - 1). Give it .02 to .1, use crps instead, or drop it.",

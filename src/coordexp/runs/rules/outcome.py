@@ -80,7 +80,14 @@ def cx032(subject: Subject) -> Verdict:
     tail = len(rate) - (int(away[-1]) + 1 if len(away) else 0)
     if last < 0.5 * peak and tail >= 0.1 * len(rate):
         where = f"steps {rate.steps[-tail]} to {rate.steps[-1]}"
-        return finding(Evidence(f"learning rate stays at {last:.3g} (peak {peak:.3g}) for {tail / len(rate):.0%} of the run", where, "certain", {"rows": tail}))
+        return finding(
+            Evidence(
+                f"learning rate stays at {last:.3g} (peak {peak:.3g}) for {tail / len(rate):.0%} of the run",
+                where,
+                "certain",
+                {"rows": tail},
+            )
+        )
     return passed(f"peak {peak:.3g}, last {last:.3g}")
 
 
@@ -103,7 +110,9 @@ def cx033(subject: Subject) -> Verdict:
     rows, looked = [], []
     counts = results.get("counts")
     images = counts.get("effective") if isinstance(counts, dict) else None
-    intervals = {k.removeprefix("intervals."): v for k, v in results.items() if k.startswith("intervals.") and isinstance(v, list) and len(v) == 2}
+    intervals = {
+        k.removeprefix("intervals."): v for k, v in results.items() if k.startswith("intervals.") and isinstance(v, list) and len(v) == 2
+    }
     expected = subject.section("evaluate").get("expect")
     for pattern, least in (expected if isinstance(expected, dict) else {}).items():
         before, _, after = pattern.partition(".best.")
@@ -130,7 +139,8 @@ def cx033(subject: Subject) -> Verdict:
     "Keys appear or vanish during the run",
     "warning",
     reads="every numeric key, against the rows with `loss` or `eval_loss` (20 training rows or 6 evaluations)",
-    test="A key that occurs three times or more is missing from the first or last 10 % of the rows (at least five), by more than twice its own "
+    test="A key that occurs three times or more is missing from the first or last 10 % of the rows (at least five), by more "
+    "than twice its own "
     "longest gap in between.",
     advice="Two programs or two configurations wrote this log, or a metric is skipped when it has nothing to say: log a fixed set of keys, "
     "with counts.",
@@ -148,7 +158,7 @@ def cx034(subject: Subject) -> Verdict:
 
 
 def _gaps(columns: Columns, base: np.ndarray) -> list[Evidence]:
-    groups: dict[tuple[str, int], list[str]] = defaultdict(list)
+    groups: dict[tuple[int, str], list[str]] = defaultdict(list)
     n = len(base)
     for key in columns.keys:
         s = columns.raw(key)
@@ -158,18 +168,17 @@ def _gaps(columns: Columns, base: np.ndarray) -> list[Evidence]:
         at = np.unique(np.minimum(np.searchsorted(base, s.steps), n - 1))
         needed = max(0.1 * n, 5 if n >= 20 else 2, 2 * int(np.diff(at).max()) if len(at) > 1 else 0)
         if at[0] > needed:
-            groups["appear", int(base[at[0]])].append(key)
+            groups[int(base[at[0]]), "first at"].append(key)
         if n - 1 - at[-1] > needed:
-            groups["vanish after", int(base[at[-1]])].append(key)
+            groups[int(base[at[-1]]), "last at"].append(key)
     return [
         Evidence(
-            f"{len(keys)} key{'s' * (len(keys) > 1)} {what if len(keys) > 1 else what.replace('appear', 'appears').replace('vanish', 'vanishes')} "
-            f"step {step}: {', '.join(keys[:8])}{' ...' if len(keys) > 8 else ''}".replace("appear step", "appear at step").replace("appears step", "appears at step"),
+            f"{len(keys)} key{'s' * (len(keys) > 1)} logged {what} step {step}: {', '.join(keys[:8])}{' ...' if len(keys) > 8 else ''}",
             f"step {step}",
             "certain",
             {"keys": len(keys), "step": step},
         )
-        for (what, step), keys in sorted(groups.items(), key=lambda item: item[0][1])
+        for (step, what), keys in sorted(groups.items())
     ]
 
 

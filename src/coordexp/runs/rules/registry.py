@@ -33,7 +33,8 @@ def rules_page() -> str:
     """The page as Markdown."""
     table = "".join(f"| [{r.code}](#{r.code.lower()}) | {r.title} | {r.severity} |\n" for r in RULES)
     sections = "".join(
-        f"\n## {r.code}\n\n**{r.title}** ({r.severity})\n\n- Reads: {r.reads}.\n- Finding: {r.test}\n- What to change: {r.advice}\n" for r in RULES
+        f"\n## {r.code}\n\n**{r.title}** ({r.severity})\n\n- Reads: {r.reads}.\n- Finding: {r.test}\n- What to change: {r.advice}\n"
+        for r in RULES
     )
     return _PREAMBLE + table + sections
 

@@ -73,7 +73,9 @@ _NO_STEPS = "nothing says how many micro-batches are accumulated (accum/grad_ste
 )
 def cx001(subject: Subject) -> Verdict:
     steps = subject.accumulation()
-    return _known_factor(subject, None if steps is None else float(steps), f"the {steps} accumulation steps are summed, not averaged", _NO_STEPS)
+    return _known_factor(
+        subject, None if steps is None else float(steps), f"the {steps} accumulation steps are summed, not averaged", _NO_STEPS
+    )
 
 
 @rule(
@@ -86,7 +88,9 @@ def cx001(subject: Subject) -> Verdict:
 )
 def cx002(subject: Subject) -> Verdict:
     steps = subject.accumulation()
-    return _known_factor(subject, None if steps is None else 1.0 / steps, f"it is divided by the {steps} accumulation steps twice", _NO_STEPS)
+    return _known_factor(
+        subject, None if steps is None else 1.0 / steps, f"it is divided by the {steps} accumulation steps twice", _NO_STEPS
+    )
 
 
 @rule(
@@ -139,7 +143,9 @@ def cx004(subject: Subject) -> Verdict:
     if not constant or size < math.log(1.5) or _overfits(subject, ratio):
         return passed(f"ratio train/eval {ratio.factor:.3g}{'' if constant else ', not constant'}", ratio=ratio.factor)
     certain = size > math.log(3) and (ratio.median > 0 or _accuracy_gap(subject) is not None)
-    return finding(_scale_evidence(ratio, "a constant factor that nothing beside the log explains"), severity=None if certain else "warning")
+    return finding(
+        _scale_evidence(ratio, "a constant factor that nothing beside the log explains"), severity=None if certain else "warning"
+    )
 
 
 def _share_of_coordinates(columns: Columns) -> float | None:
@@ -158,7 +164,12 @@ def _implied_text_weight(columns: Columns) -> float | None:
     for s in found:
         common = common if s.steps is common else np.intersect1d(common, s.steps)
     total, coord, text = (s.at(common).values for s in found)
-    if len(common) < 3 or not len(total) == len(coord) == len(text) or (text <= 0).any() or np.median(text) < 0.05 * np.median(np.abs(total)):
+    if (
+        len(common) < 3
+        or not len(total) == len(coord) == len(text)
+        or (text <= 0).any()
+        or np.median(text) < 0.05 * np.median(np.abs(total))
+    ):
         return None
     return float(np.median((total - coord) / text))
 
@@ -209,27 +220,29 @@ def _lone_part(subject: Subject) -> Evidence | None:
     "positions out of both. Compare nothing across train and eval until this rule passes.",
 )
 def cx005(subject: Subject) -> Verdict:
-    found, looked = [], 0
+    found: list[Evidence] = []
+    looked = 0
     scaled = (ratio := subject.loss_ratio) is not None and abs(ratio.median) > math.log(1.5)
-    shares = _share_of_coordinates(subject.train), _share_of_coordinates(subject.eval)
-    if shares[0] is not None and shares[1] is not None:
+    train, evaluation = _share_of_coordinates(subject.train), _share_of_coordinates(subject.eval)
+    if train is not None and evaluation is not None:
         looked += 1
-        if abs(shares[0] - shares[1]) > 0.25 * max(shares):
-            text = f"coordinates are {shares[0]:.1%} of the training tokens and {shares[1]:.1%} of the evaluation tokens"
-            found.append(Evidence(text, "all steps", "likely", {"train": shares[0], "eval": shares[1]}))
-    weights = _implied_text_weight(subject.train), _implied_text_weight(subject.eval)
-    if weights[0] is not None and weights[1] is not None and not scaled:
+        if abs(train - evaluation) > 0.25 * max(train, evaluation):
+            text = f"coordinates are {train:.1%} of the training tokens and {evaluation:.1%} of the evaluation tokens"
+            found.append(Evidence(text, "all steps", "likely", {"train": train, "eval": evaluation}))
+    train, evaluation = _implied_text_weight(subject.train), _implied_text_weight(subject.eval)
+    if train is not None and evaluation is not None and not scaled:
         looked += 1
-        if abs(weights[0] - weights[1]) > 0.2 * max(abs(weights[0]), abs(weights[1])):
-            text = f"(loss - coordinate loss) / text loss is {weights[0]:.3g} in training and {weights[1]:.3g} in evaluation"
-            found.append(Evidence(text, "all steps", "likely", {"train": weights[0], "eval": weights[1]}))
-    errors = _accuracy_error(subject.train), _accuracy_error(subject.eval)
-    if errors[0] is not None and errors[1] is not None:
+        if abs(train - evaluation) > 0.2 * max(abs(train), abs(evaluation)):
+            text = f"(loss - coordinate loss) / text loss is {train:.3g} in training and {evaluation:.3g} in evaluation"
+            found.append(Evidence(text, "all steps", "likely", {"train": train, "eval": evaluation}))
+    train, evaluation = _accuracy_error(subject.train), _accuracy_error(subject.eval)
+    if train is not None and evaluation is not None:
         looked += 1
-        if min(errors) < 0.01 and max(errors) > 0.03:
-            side = "training" if errors[0] > errors[1] else "evaluation"
-            text = f"in {side}, token_acc is not the mix of text and coordinate accuracy (off by {max(errors):.3f})"
-            found.append(Evidence(text, "all steps", "certain: an identity", {"train": errors[0], "eval": errors[1]}))
+        off = max(train, evaluation)
+        if min(train, evaluation) < 0.01 and off > 0.03:
+            side = "training" if train > evaluation else "evaluation"
+            text = f"in {side}, token_acc is not the mix of text and coordinate accuracy (off by {off:.3f})"
+            found.append(Evidence(text, "all steps", "certain: an identity", {"train": train, "eval": evaluation}))
     if all(len(s.series(key)) for s in (subject.train, subject.eval) for key in _PARTS):
         looked += 1
         if lone := _lone_part(subject):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -43,14 +44,17 @@ def _bad_points(columns: Columns, key: str) -> Series:
     "Values that are not finite",
     "severe",
     reads="every numeric key",
-    test="A NaN or infinity in a loss, a contribution, the gradient norm, the learning rate or a coordinate metric; an infinity anywhere. A "
+    test="A NaN or infinity in a loss, a contribution, the gradient norm, the learning rate or a coordinate metric; an "
+    "infinity anywhere. A "
     "mean over no positions (count 0) is no fault. Only a warning: NaN in some rows of another metric, or a training loss of exactly 0 "
     "in three rows or more (filtered NaN, or nothing supervised).",
     advice="Stop at the first one: look at that step's samples, at masks without a supervised token, at 16-bit overflow. Set "
     "logging_nan_inf_filter=False, or the log hides the next one.",
 )
 def cx010(subject: Subject) -> Verdict:
-    severe, mild, looked = [], [], 0
+    severe: list[Evidence] = []
+    mild: list[Evidence] = []
+    looked = 0
     for columns in (subject.train, subject.eval):
         for key in columns.keys:
             looked += 1
@@ -72,7 +76,9 @@ def cx010(subject: Subject) -> Verdict:
     loss = subject.train.series("loss")
     zeros = loss.steps[loss.values == 0]
     if len(zeros) >= 3:
-        mild.append(Evidence(f"loss is exactly 0 in {len(zeros)} rows", f"first at step {zeros[0]}", "likely a filtered NaN", {"rows": len(zeros)}))
+        mild.append(
+            Evidence(f"loss is exactly 0 in {len(zeros)} rows", f"first at step {zeros[0]}", "likely a filtered NaN", {"rows": len(zeros)})
+        )
     if severe:
         return finding(*sorted(severe, key=lambda e: e.values["first_step"])[:20], *mild[:_SHOWN])  # type: ignore[arg-type,return-value]
     if mild:
@@ -190,7 +196,7 @@ def _lasting_changes(steps: Series) -> list[tuple[int, float, float, int, int]]:
     values = steps.values
     edges = np.flatnonzero(np.diff(values)) + 1
     bounds = np.concatenate(([0], edges, [len(values)]))
-    runs = [(int(a), int(b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True) if b - a >= 5]
+    runs = [(int(a), int(b)) for a, b in pairwise(bounds) if b - a >= 5]
     merged: list[tuple[int, int]] = []
     for a, b in runs:
         if merged and values[merged[-1][0]] == values[a]:
@@ -200,7 +206,7 @@ def _lasting_changes(steps: Series) -> list[tuple[int, float, float, int, int]]:
     last = int(steps.steps[-1]) + 1
     return [
         (int(steps.steps[c]), float(values[a]), float(values[c]), int(steps.steps[a]), int(steps.steps[d]) if d < len(values) else last)
-        for (a, _), (c, d) in zip(merged[:-1], merged[1:], strict=True)
+        for (a, _), (c, d) in pairwise(merged)
         if values[a] > 0 and values[c] > 0
     ]
 
@@ -238,9 +244,10 @@ def cx013(subject: Subject) -> Verdict:
         short = np.isin(s.steps, partial)
         full_steps, full = s.steps[~short], s.values[~short]
         at = np.searchsorted(full_steps, s.steps[short])[:500]
-        departures = np.array([v - np.median(full[max(0, i - 5) : i + 5]) for i, v in zip(at, s.values[short][: len(at)], strict=True)]) if len(full) >= 10 else []
-        if not len(departures):
+        if len(full) < 10 or not len(at):
             continue
+        beside = [np.median(full[max(0, i - 5) : i + 5]) for i in at]
+        departures = s.values[short][: len(at)] - np.array(beside)
         looked += 1
         middle, sigma = float(np.median(departures)), noise(full)
         one_way = float(np.mean(np.sign(departures) == np.sign(middle))) >= 0.75
