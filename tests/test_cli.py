@@ -15,7 +15,8 @@ from coordexp.cli import main as cli
 from coordexp.cli import model as model_commands
 
 COMMANDS = (
-    ("run",), ("train",), ("predict",), ("evaluate",), ("report",), ("data", "synth"), ("data", "import", "voc"), ("data", "validate"),
+    ("run",), ("train",), ("predict",), ("evaluate",), ("report",), ("audit",), ("data", "synth"),
+    ("data", "import", "voc"), ("data", "validate"),
     ("model", "tiny"), ("vocab", "extend"),
 )  # fmt: skip
 

@@ -232,9 +232,11 @@ class _Chain:
         return subset
 
     def report(self) -> None:
-        """Write ``report.html``."""
+        """Write ``audit.json`` and ``report.html``, which shows its findings."""
+        from coordexp.runs.audit import audit_run
         from coordexp.runs.report import write_report
 
+        audit_run(self._root)
         write_report(self._root, self.config.report)
 
     def headline(self) -> tuple[str, ...]:
