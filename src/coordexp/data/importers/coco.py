@@ -1,7 +1,7 @@
 """COCO JSON to record files.
 
 Source: one JSON file; or a folder with ``annotations/instances_<split>.json``, images in ``<split>``, ``images/<split>`` or
-``images``; or a folder of ``<split>/_annotations.coco.json`` files with the images beside. ``val2017`` and ``valid`` are written as ``val``.
+``images``; or a folder of ``<split>/_annotations.coco.json`` files with the images beside. ``val2017`` and ``valid`` become ``val``.
 
 Convention: ``bbox`` is ``[x, y, width, height]`` in pixels from 0, so the record's box is ``[x, y, x + width, y + height]``.
 ``iscrowd: 1`` becomes ``iscrowd: true``. ``image_id`` is COCO's id as text. With ``polygons`` an outline of one part
@@ -15,6 +15,7 @@ from __future__ import annotations
 import mmap
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -95,13 +96,13 @@ def _split_name(path: Path) -> str:
 
 
 def _load(job: Job, path: Path) -> _File | _OutlinedFile:
-    kind = _OutlinedFile if job.options.polygons else _File
+    kind: type[_File | _OutlinedFile] = _OutlinedFile if job.options.polygons else _File
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             # A copy of the map would double the memory; msgspec reads it in place, and Raw values are copied out.
             view = memoryview(data)
             try:
-                loaded = msgspec.json.decode(view, type=kind)
+                loaded: _File | _OutlinedFile = msgspec.json.decode(view, type=kind)
                 for item in loaded.annotations:
                     if isinstance(item, _Outlined):
                         item.segmentation = item.segmentation.copy()
@@ -158,7 +159,7 @@ class _Reader:
         path = self.job.image(self.root, image.file_name, where)
         size = self.job.size(path, where, (image.width, image.height))
         found = self.annotations.get(image.id, [])
-        objects = self.job.collect(lambda n=n, a=a: self._object(n, a, size, image.file_name) for n, a in found)
+        objects = self.job.collect(partial(self._object, n, a, size, image.file_name) for n, a in found)
         return Draft(where, path, path.relative_to(self.root.resolve()).as_posix(), *size, objects, str(image.id))
 
     def _object(self, number: int, item: _Annotation, size: tuple[int, int], image: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from typing import Any, Final
 
 from coordexp.data.importers.base import Job, Split
@@ -31,9 +32,7 @@ def read_qwen(job: Job) -> list[Split]:
     coords = stated_coords(job, None, "the Qwen format")
 
     def objects(row: dict[str, Any], size: tuple[int, int], where: str) -> list[dict[str, Any]]:
-        return job.collect(
-            lambda i=i, item=item: _object(job, item, size, coords, f"{where}: objects[{i}]") for i, item in enumerate(_items(row, where))
-        )
+        return job.collect(partial(_object, job, item, size, coords, f"{where}: objects[{i}]") for i, item in enumerate(_items(row, where)))
 
     return chat_splits(job, objects)
 

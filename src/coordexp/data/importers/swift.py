@@ -1,14 +1,16 @@
 """ms-swift grounding JSONL to record files.
 
-A row is ``{"messages": [...], "images": ["a.jpg"], "objects": {"ref": ["cat"], "bbox": [[x1, y1, x2, y2]]}}``. There are as many
-``ref`` as ``bbox``, or one ``ref`` for all. A ``bbox`` of two numbers is a point. The messages are not read: the prompt is a choice of the experiment.
+A row is ``{"messages": [...], "images": ["a.jpg"], "objects": {"ref": ["cat"], "bbox": [[x1, y1, x2, y2]]}}``. There are as
+many ``ref`` as ``bbox``, or one ``ref`` for all. A ``bbox`` of two numbers is a point. The messages are not read: the prompt is
+a choice of the experiment.
 
-Convention: ``bbox_type`` of ``objects`` says ``real`` (absolute pixels) or ``norm1`` (0..1). Rows without it are what ``--coords`` says:
-``absolute`` or ``norm1000``; nothing is guessed.
+Convention: ``bbox_type`` of ``objects`` says ``real`` (absolute pixels) or ``norm1`` (0..1). Rows without it are what ``--coords``
+says: ``absolute`` or ``norm1000``; nothing is guessed.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 from coordexp.data.importers.base import Job, Split
@@ -35,7 +37,7 @@ def read_swift(job: Job) -> list[Split]:
             raise DataError(f"{where}: objects.ref: expected one, or as many as the {len(boxes)} bbox, got {len(refs)}")
         coords = stated_coords(job, None if kind is None else _TYPES[kind], where)
         return job.collect(
-            lambda i=i, ref=ref, box=box: _object(job, ref, box, size, coords, f"{where}: objects.bbox[{i}]")
+            partial(_object, job, ref, box, size, coords, f"{where}: objects.bbox[{i}]")
             for i, (ref, box) in enumerate(zip(refs, boxes, strict=True))
         )
 

@@ -8,7 +8,9 @@ Convention: a line is ``class cx cy w h``, relative to the image's sides (0..1),
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -121,7 +123,7 @@ class _Reader:
         name = Path(*parts[1:] if parts[0] == "images" and len(parts) > 1 else parts)
         return Draft(where, image, name.as_posix(), *size, objects, name.with_suffix("").as_posix())
 
-    def _makers(self, labels: Path, size: tuple[int, int]) -> Any:
+    def _makers(self, labels: Path, size: tuple[int, int]) -> Iterator[Callable[[], dict[str, Any]]]:
         if not labels.exists():
             return
         shown = labels.relative_to(self.root).as_posix()
@@ -133,7 +135,7 @@ class _Reader:
             raise DataError(f"{shown}: expected a text file of labels, got one that fails with: {error}") from error
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield lambda number=number, line=line: self._object(line.split(), size, f"{shown}:{number}")
+                yield partial(self._object, line.split(), size, f"{shown}:{number}")
 
     def _object(self, words: list[str], size: tuple[int, int], where: str) -> dict[str, Any]:
         try:
