@@ -92,6 +92,8 @@ def _label(
     size: tuple[int, int], taken: list[tuple[float, float, float, float]],
 ) -> None:  # fmt: skip
     x1, y1, x2, y2 = bounding_box(values)
+    if len(values) == 2:  # beside the dot, not on it
+        x1, y1, x2, y2 = x1 - 9, y1 - 9, x2 + 9, y2 + 9
     for shown in (" ".join(text.split())[:40], text.split(" ", 1)[0]):
         left, top, right, bottom = font.getbbox(shown)
         width, height = right - left + 8, bottom - top + 6

@@ -64,7 +64,7 @@ def read_row(line: bytes, source: str) -> dict[str, Any]:
         if len(found) < len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise DataError(f"{source}: {twice}: expected the key once in its object, got it {keys.count(twice)} times")
+            raise DataError(f"{source}: {_name(twice)}: expected the key once in its object, got it {keys.count(twice)} times")
         return found
 
     try:
@@ -262,10 +262,15 @@ def _key_faults(row: dict[str, Any], legal: Sequence[str], where: str, separator
     for key in row:
         if key not in legal:
             nearest = difflib.get_close_matches(key, legal, n=1, cutoff=0.0)[0]
-            # A key can hold anything, line breaks too.
-            shown = key if key.isprintable() and len(key) <= 80 else show(key)
-            faults.append(f"{prefix}{shown}: expected one of the keys {', '.join(legal)}, got an unknown one: did you mean {nearest!r}?")
+            faults.append(
+                f"{prefix}{_name(key)}: expected one of the keys {', '.join(legal)}, got an unknown one: did you mean {nearest!r}?"
+            )
     return faults
+
+
+def _name(key: str) -> str:
+    """A key for a message: it can hold anything, line breaks too."""
+    return key if key.isprintable() and len(key) <= 80 else show(key)
 
 
 def _check_finite(value: Any, where: str, depth: int = 0) -> None:
@@ -277,7 +282,7 @@ def _check_finite(value: Any, where: str, depth: int = 0) -> None:
         raise DataError(f"{where}: expected a finite number, got {show(value)}")
     if isinstance(value, dict):
         for key, item in value.items():
-            _check_finite(item, f"{where}.{key}", depth + 1)
+            _check_finite(item, f"{where}.{_name(key)}", depth + 1)
     elif isinstance(value, list):
         for i, item in enumerate(value):
             _check_finite(item, f"{where}[{i}]", depth + 1)
