@@ -15,7 +15,8 @@ from coordexp.cli import main as cli
 from coordexp.cli import model as model_commands
 
 COMMANDS = (
-    ("run",), ("train",), ("predict",), ("evaluate",), ("report",), ("data", "synth"), ("data", "import"), ("data", "validate"), ("data", "stats"), ("data", "render"),
+    ("run",), ("train",), ("predict",), ("evaluate",), ("report",), ("data", "synth"), ("data", "import"),
+    ("data", "validate"), ("data", "stats"), ("data", "render"),
     ("model", "tiny"), ("vocab", "extend"),
 )  # fmt: skip
 

@@ -208,7 +208,10 @@ def test_swift_rows_that_cannot_be_read_one_way_are_dropped_and_one_ref_serves_a
     assert "a row that says norm1" in report.dropped[1]
 
 
-ANSWER = '[{"bbox_2d": [100, 100, 300, 500], "label": "cat"}, {"point_2d": [1000, 0], "label": "tip"}, {"bbox_2d": [1, 1, 2, 1001], "label": "x"}]'
+ANSWER = (
+    '[{"bbox_2d": [100, 100, 300, 500], "label": "cat"}, '
+    '{"point_2d": [1000, 0], "label": "tip"}, {"bbox_2d": [1, 1, 2, 1001], "label": "x"}]'
+)
 
 
 @pytest.mark.parametrize(
