@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordexp.boxes import polygon_order
@@ -64,6 +64,7 @@ def test_a_square_starts_at_the_top_left_and_runs_clockwise_on_the_screen():
 values = st.integers(0, 999)
 
 
+@settings(max_examples=40)
 @given(st.lists(st.tuples(values, values), min_size=3, max_size=12), st.tuples(values, values), st.integers(0, 2**31))
 def test_polygons_and_points_come_back_within_half_a_bin_through_the_tokens(corners, point, seed):
     rng = np.random.default_rng(seed)
