@@ -100,6 +100,7 @@ class Job:
     repaired: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     roots: set[Path] = field(default_factory=set)
+    _bases: dict[Path, Path] = field(default_factory=dict)
 
     def drop(self, line: str) -> None:
         """Note something that is left out."""
@@ -115,13 +116,19 @@ class Job:
         if self.options.on_invalid == "error":
             raise _Stop(f"{line}: fix it, or leave it out with --on-invalid skip")
 
+    def base(self, root: Path) -> Path:
+        """``root`` resolved, once an import: it is asked for with every image."""
+        if root not in self._bases:
+            self._bases[root] = root.resolve()
+        return self._bases[root]
+
     def image(self, root: Path, name: str, where: str) -> Path:
         """The image ``root/name``, which may not leave ``root``, not through a link either.
 
         Raises:
             DataError: a path that leaves it, or nothing there.
         """
-        base = root.resolve()
+        base = self.base(root)
         try:
             path = (base / name).resolve()
         except (OSError, RuntimeError, ValueError) as error:

@@ -160,7 +160,7 @@ class _Reader:
         size = self.job.size(path, where, (image.width, image.height))
         found = self.annotations.get(image.id, [])
         objects = self.job.collect(partial(self._object, n, a, size, image.file_name) for n, a in found)
-        return Draft(where, path, path.relative_to(self.root.resolve()).as_posix(), *size, objects, str(image.id))
+        return Draft(where, path, path.relative_to(self.job.base(self.root)).as_posix(), *size, objects, str(image.id))
 
     def _object(self, number: int, item: _Annotation, size: tuple[int, int], image: str) -> dict[str, Any]:
         where = f"{self.file}: annotation {_show(item, number)} ({image})"
