@@ -71,7 +71,7 @@ def fused_loss(x: HeadInputs, *, row_pass: RowPass, slice_pass: SlicePass) -> He
         everywhere = row_diagnostics(**loop.rows)
     if needs.any:
         inputs = (x.hidden, x.weight, x.coord_weight, x.bias)
-        loss = _Attach.apply(loss, loop.gradients(), *inputs)
+        loss = _Attach.apply(loss, loop.gradients(), *inputs)  # type: ignore[no-untyped-call]
     return HeadResult(loss, values, everywhere, loop.coord)
 
 
@@ -84,9 +84,7 @@ def _product_dtype(x: HeadInputs) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else common
 
 
-def slice_pass(
-    s: CoordSlice, scales: Mapping[str, Tensor], gradient: bool
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
+def slice_pass(s: CoordSlice, scales: Mapping[str, Tensor], gradient: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
     """Term values ``[n]``, diagnostics ``[n]``, and the weighted gradient ``[n, K]`` of the slice's own terms."""
     values = {name: term.value(s) for name, term in SLICE_TERMS.items()}
     values["kl"] = values["soft_ce"] - terms.target_entropy(s.q)
