@@ -30,9 +30,18 @@ def _case(t=30, coords=11, ignored=5, seed=0, dtype=torch.float64):
     return hidden, weight, labels, centers.clamp(0, K - 1)
 
 
-def _loss(case, objective, **kwargs):
+@pytest.fixture(params=["eager", "chunked"], autouse=True)
+def impl(request, monkeypatch):
+    """Every test of this file holds for both; three rows a chunk where there are chunks."""
+    monkeypatch.setitem(_loss.__kwdefaults__, "impl", request.param)
+
+
+def _loss(case, objective, *, impl="", **kwargs):
     hidden, weight, labels, centers = case
-    return linear_coord_loss(hidden, weight, labels, coord_start=START, num_bins=K, objective=objective, centers=centers, **kwargs)
+    return linear_coord_loss(
+        hidden, weight, labels, coord_start=START, num_bins=K, objective=objective, centers=centers,
+        impl=impl, logits_budget_mb=3 * 128 * 8 / 2**20, **kwargs,
+    )  # fmt: skip
 
 
 def _softmax(z):

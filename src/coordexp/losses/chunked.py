@@ -107,7 +107,7 @@ class _Loop:
         self.hidden, self.weight = x.hidden.to(dtype), x.weight.to(dtype)  # cast once, not once a chunk
         self.slice_weight = self.weight[x.columns] if x.coord_weight is None else x.coord_weight.to(dtype)
         stride = -(-vocabulary // _STRIDE) * _STRIDE
-        self.chunk = max(1, min(x.num_rows, x.budget_mb * 2**20 // (stride * dtype.itemsize)))
+        self.chunk = max(1, min(x.num_rows, int(x.budget_mb * 2**20 // (stride * dtype.itemsize))))
         self.buffer = torch.empty(self.chunk, stride, dtype=dtype, device=device)[:, :vocabulary]
         self.scales = term_scales(x.objective, x.normalizer)
         # Gradients are kept near 1 until the end: divided by the counts at once they would underflow in float16.
@@ -150,13 +150,14 @@ class _Loop:
             logits,
             RowInputs(
                 num_coord=n, temperature=x.objective.temperature, labels=labels, label_logit=label_logit, lse_coord=lse_coord,
-                plus=self.plus[a:b], minus=self.minus[a:b], gradient=self.needs.rest,
+                plus=self.plus[a:b], minus=self.minus[a:b], gradient=self.needs.rest, top5=x.top5,
             ),
         )  # fmt: skip
         lse_coord_1 = torch.cat([s.lse_1, text_lse])
+        above = {} if rest.above is None else {"above": rest.above + (z > label_logit[:, None]).sum(-1)}
         self._keep(
-            "rows", label_logit=label_logit, max_coord=z.amax(-1), max_rest=rest.maximum,
-            above=rest.above + (z > label_logit[:, None]).sum(-1), lse_coord=lse_coord_1, lse_rest=rest.lse_1,
+            "rows", label_logit=label_logit, max_coord=z.amax(-1), max_rest=rest.maximum, lse_coord=lse_coord_1,
+            lse_rest=rest.lse_1, **above,
         )  # fmt: skip
         dz: Tensor | None = z[:0] if self.needs.any else None
         if n or a == 0:
@@ -242,8 +243,10 @@ def _accumulate(total: Tensor, dlogits: Tensor, hidden: Tensor) -> None:
     """``total += dlogits.T @ hidden`` in float32."""
     if dlogits.dtype == total.dtype:
         total.addmm_(dlogits.T, hidden)
-    else:
+    elif dlogits.is_cuda:
         torch.addmm(total, dlogits.T, hidden, out_dtype=total.dtype, out=total)
+    else:
+        total.addmm_(dlogits.T.to(total.dtype), hidden.to(total.dtype))
 
 
 class _Attach(torch.autograd.Function):

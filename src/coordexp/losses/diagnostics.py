@@ -53,18 +53,25 @@ def derived(values: dict[str, Tensor], centers: Tensor) -> dict[str, Tensor]:
 
 
 def row_diagnostics(
-    *, label_logit: Tensor, max_coord: Tensor, max_rest: Tensor, above: Tensor, lse_coord: Tensor, lse_rest: Tensor
+    *,
+    label_logit: Tensor,
+    max_coord: Tensor,
+    max_rest: Tensor,
+    lse_coord: Tensor,
+    lse_rest: Tensor,
+    above: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Per supervised position ``[S]``, over the full vocabulary at tau = 1.
 
-    ``correct``: no logit exceeds the label's; ``correct_top5``: fewer than five do (``above`` counts them);
+    ``correct``: no logit exceeds the label's; ``correct_top5``: fewer than five do (only with ``above``, their number);
     ``mass``: probability of the coordinate slice; ``argmax_is_coord``: the best token lies in the slice.
     """
     kind = lse_coord.dtype
     best = torch.maximum(max_coord, max_rest)
+    top5 = {} if above is None else {"correct_top5": (above < 5).to(kind)}
     return {
+        **top5,
         "correct": (label_logit >= best).to(kind),
-        "correct_top5": (above < 5).to(kind),
         "mass": torch.sigmoid(lse_coord - lse_rest),
         "argmax_is_coord": (max_coord > max_rest).to(kind),
     }

@@ -65,7 +65,7 @@ def _everywhere(logits: Tensor, x: HeadInputs) -> dict[str, Tensor]:
         label_logit=label_logit.squeeze(-1),
         max_coord=logits[:, x.columns].amax(-1),
         max_rest=_rest(logits, x).amax(-1),
-        above=(logits > label_logit).sum(-1),
+        above=(logits > label_logit).sum(-1) if x.top5 else None,
         lse_coord=lse_coord,
         lse_rest=lse_rest,
     )

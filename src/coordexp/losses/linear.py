@@ -57,7 +57,8 @@ class HeadInputs:
     num_bins: int
     objective: CoordObjective
     normalizer: Normalizer
-    budget_mb: int
+    budget_mb: float
+    top5: bool
     wide: torch.dtype
 
     @property
@@ -128,7 +129,8 @@ def linear_coord_loss(
     coord_weight: Tensor | None = None,
     bias: Tensor | None = None,
     impl: str = "auto",
-    logits_budget_mb: int | None = None,
+    logits_budget_mb: float | None = None,
+    top5: bool = False,
 ) -> CoordLossOutput:
     """Loss, sums and diagnostics of ``objective`` for logits ``hidden @ weight.T + bias``.
 
@@ -141,7 +143,7 @@ def linear_coord_loss(
     ``labels``, ``centers`` and ``extents`` are checked and sorted on the host: hand them over there and nothing waits
     for the device; on the device they are read back once, at the start. ``impl``: ``eager`` materialises ``[S, V]``
     logits and is the specification; ``chunked`` and ``triton`` need one buffer of ``logits_budget_mb``.
-    Slice logits are float32 at least.
+    Slice logits are float32 at least. ``top5`` adds ``correct_top5`` over the full vocabulary (one more look at the logits).
 
     Raises:
         ValueError: shapes that do not fit, labels out of range, a centre that is not finite or an extent that
@@ -149,8 +151,8 @@ def linear_coord_loss(
     """
     run = implementation(impl, hidden.device)
     budget = DEFAULT_BUDGET_MB.get(hidden.device.type, 512) if logits_budget_mb is None else logits_budget_mb
-    if budget < 1:
-        raise ValueError(f"logits_budget_mb must be at least 1, got {budget}")
+    if not budget > 0:
+        raise ValueError(f"logits_budget_mb must be positive, got {budget}")
     _check_shapes(hidden, weight, labels, coord_start, num_bins, centers, extents, coord_weight, bias)
     index, rows, num_coord = _supervised(labels, weight.shape[0], coord_start, num_bins)
     device, wide = hidden.device, torch.promote_types(hidden.dtype, torch.float32)
@@ -165,7 +167,7 @@ def linear_coord_loss(
         hidden=hidden.index_select(0, index), weight=weight, labels=_send(rows, device), num_coord=num_coord,
         centers=_send(middle, device).to(wide), extents=None if size is None else _send(size, device).to(wide),
         coord_weight=coord_weight, bias=bias, coord_start=coord_start, num_bins=num_bins, objective=objective,
-        normalizer=normalizer, budget_mb=budget, wide=wide,
+        normalizer=normalizer, budget_mb=budget, top5=top5, wide=wide,
     )  # fmt: skip
     return _output(run(inputs), inputs, index)
 

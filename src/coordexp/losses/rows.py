@@ -19,7 +19,7 @@ class RowInputs:
     """One chunk of ``c`` rows, the first ``num_coord`` of them coordinates (temperature ``temperature``, the others 1).
 
     ``label_logit`` ``[c]``; ``lse_coord`` ``[c]`` at the row's temperature. ``plus`` and ``minus`` ``[c]`` give the gradient
-    over the rest, ``(plus (1 - m) - minus m) softmax(z_R)``, and ``-plus`` at a text label.
+    over the rest, ``(plus (1 - m) - minus m) softmax(z_R)``, and ``-plus`` at a text label. ``top5`` asks for ``above``.
     """
 
     num_coord: int
@@ -30,17 +30,18 @@ class RowInputs:
     plus: Tensor
     minus: Tensor
     gradient: bool
+    top5: bool
 
 
 @dataclass(frozen=True)
 class RestStats:
     """Over the rest of the vocabulary, per row ``[c]``: ``maximum``; ``lse`` at the row's temperature and ``lse_1`` at 1;
-    ``above``, the number of logits greater than the label's."""
+    ``above``, the number of logits greater than the label's, None if not asked for."""
 
     maximum: Tensor
     lse: Tensor
     lse_1: Tensor
-    above: Tensor
+    above: Tensor | None
 
 
 def rest_pass(logits: Tensor, r: RowInputs) -> RestStats:
@@ -55,14 +56,18 @@ def rest_pass(logits: Tensor, r: RowInputs) -> RestStats:
             parts.append(_block(logits[block], r, block, temperature))
     if not parts:
         parts.append(_block(logits, r, slice(0, 0), 1.0))
-    return RestStats(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    maximum, lse, lse_1, above = (torch.cat(column) for column in zip(*parts, strict=True))
+    return RestStats(maximum, lse, lse_1, above if r.top5 else None)
 
 
 def _block(logits: Tensor, r: RowInputs, rows: slice, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     label = r.label_logit[rows, None]
     z = logits.to(label.dtype)  # the logits themselves, in place, where they are wide already
     top = z.amax(dim=-1, keepdim=True)
-    above = (z > label).sum(dim=-1)
+    above = torch.empty_like(top)
+    if r.top5:
+        # A comparison written as numbers: adding up booleans is several times slower on a CPU.
+        above = torch.gt(z, label, out=torch.empty(z.shape, dtype=z.dtype, device=z.device)).sum(dim=-1, keepdim=True)
     z.sub_(top)
     lse_1 = None
     if temperature != 1.0:
@@ -78,4 +83,4 @@ def _block(logits: Tensor, r: RowInputs, rows: slice, temperature: float) -> tup
             z.scatter_add_(1, r.labels[rows, None], -r.plus[rows, None])
         if z is not logits:
             logits.copy_(z)
-    return tuple(v.squeeze(-1) for v in (top, lse, lse if lse_1 is None else lse_1, above[:, None]))  # type: ignore[return-value]
+    return tuple(v.squeeze(-1) for v in (top, lse, lse if lse_1 is None else lse_1, above))  # type: ignore[return-value]

@@ -56,6 +56,7 @@ def bind_coord_loss(model: Any, *, vocab: CoordVocab, objective: CoordObjective,
             normalizer=normalizer,
             bias=head.bias,
             impl=impl,
+            top5=True,
         )
         return output
 
