@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from coordexp.cli import audit, data, evaluate, model, predict, report, run, vocab
+from coordexp.cli import audit, bench, data, evaluate, model, predict, report, run, vocab
 from coordexp.errors import CoordexpError
 
 
@@ -44,6 +44,7 @@ app.command("report")(report.report)
 app.add_typer(data.app, name="data")
 app.add_typer(model.app, name="model")
 app.add_typer(vocab.app, name="vocab")
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""Measurements of speed and memory, with the circumstances written beside every number."""

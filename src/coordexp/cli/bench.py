@@ -1,0 +1,58 @@
+"""``coordexp bench loss``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coordexp.cli.common import progress
+
+app = typer.Typer(help="Measure speed and memory on this machine.", no_args_is_help=True)
+
+
+# With one command only, typer would drop the command's name.
+@app.callback()
+def _group() -> None:
+    pass
+
+
+@app.command("loss")
+def loss(
+    rows: Annotated[int, typer.Option(min=1, help="Supervised positions.")] = 2048,
+    coords: Annotated[int, typer.Option(min=1, help="Coordinates among them.")] = 700,
+    vocab: Annotated[int, typer.Option(min=1002, help="Vocabulary, coordinates included.")] = 152_670,
+    dim: Annotated[int, typer.Option(min=1, help="Width of the hidden states.")] = 256,
+    rounds: Annotated[int, typer.Option(min=2, help="Counted rounds; one more warms up.")] = 5,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    impl: Annotated[str, typer.Option(help="auto, chunked, triton or eager.")] = "auto",
+    memory: Annotated[bool, typer.Option(help="Measure peak memory too, a process per variant on a CPU.")] = True,
+    out: Annotated[Path | None, typer.Option(help="CSV to append to; the table of single losses goes to NAME_terms.csv.")] = None,
+) -> None:
+    """The objective against three bare matrix products, the textbook in full logits, and other fused losses."""
+    from coordexp.bench.loss import LossBench, measure, note_table
+    from coordexp.bench.measure import append_csv
+    from coordexp.errors import ConfigError
+
+    if coords > rows:
+        raise ConfigError(f"--coords {coords} are more than --rows {rows}: coordinates are some of the rows")
+    if dtype not in ("float32", "bfloat16"):
+        raise ConfigError(f"--dtype: expected float32 or bfloat16, got {dtype!r}")
+    bench = LossBench(rows=rows, coords=coords, vocab=vocab, dim=dim, rounds=rounds, dtype=dtype, device=device, impl=impl)
+    with progress("measuring") as show:
+        table = measure(bench, memory=memory, progress=show)
+    for row in table:
+        typer.echo(
+            f"{row['variant']:<28}{row['p50_ms']:>10} ms (p20 {row['p20_ms']}, p80 {row['p80_ms']})  x products {row['to_products']}  "
+            f"x our CE {row['to_ours_ce']}  x textbook {row['to_textbook']}"
+            + (f"  peak {row['peak_mb']} MB (x textbook {row['memory_to_textbook']})" if memory else "")
+        )
+    singles = note_table(bench)
+    typer.echo("\nforward of the loss alone, logits given:")
+    for row in singles:
+        typer.echo(f"{row['loss']:<28}{row['p50_ms']:>10} ms (p20 {row['p20_ms']}, p80 {row['p80_ms']})")
+    if out is not None:
+        append_csv(table, out)
+        append_csv(singles, out.with_name(f"{out.stem}_terms.csv"))
