@@ -21,7 +21,7 @@ from coordexp.losses.rows import RestStats, RowInputs, rest_pass
 from coordexp.losses.terms import SLICE_TERMS, CoordSlice
 
 RowPass = Callable[[Tensor, RowInputs], RestStats]
-SlicePass = Callable[[CoordSlice, Mapping[str, Tensor], bool], tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]]
+SlicePass = Callable[[CoordSlice, Mapping[str, Tensor], bool, bool], tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]]
 
 # A row stride of whole 128-byte lines, where the vocabulary is not a multiple of 8.
 _STRIDE = 64
@@ -84,8 +84,10 @@ def _product_dtype(x: HeadInputs) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else common
 
 
-def slice_pass(s: CoordSlice, scales: Mapping[str, Tensor], gradient: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
-    """Term values ``[n]``, diagnostics ``[n]``, and the weighted gradient ``[n, K]`` of the slice's own terms."""
+def slice_pass(
+    s: CoordSlice, scales: Mapping[str, Tensor], gradient: bool, diagnostics: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
+    """Term values ``[n]``, diagnostics ``[n]`` (if asked for), and the weighted gradient ``[n, K]`` of the slice's own terms."""
     values = {name: term.value(s) for name, term in SLICE_TERMS.items()}
     values["kl"] = values["soft_ce"] - terms.target_entropy(s.q)
     total = None
@@ -94,7 +96,7 @@ def slice_pass(s: CoordSlice, scales: Mapping[str, Tensor], gradient: bool) -> t
         for name, scale in scales.items():
             if name in SLICE_TERMS:
                 total.addcmul_(SLICE_TERMS[name].gradient(s), scale.to(s.logits.dtype))
-    return values, coord_diagnostics(s), total
+    return values, coord_diagnostics(s) if diagnostics else {}, total
 
 
 class _Loop:
@@ -161,7 +163,7 @@ class _Loop:
         )  # fmt: skip
         dz: Tensor | None = z[:0] if self.needs.any else None
         if n or a == 0:
-            values, diagnostics, dz = self.slice_pass(s, self.unit_scales, self.needs.any)
+            values, diagnostics, dz = self.slice_pass(s, self.unit_scales, self.needs.any, self.x.diagnostics)
             self._keep("terms", gate=terms.gate(s.lse, rest.lse[:n]), **values)
             self._keep("coord", **diagnostics)
         self._keep(

@@ -18,7 +18,8 @@ def coord_diagnostics(s: CoordSlice) -> dict[str, Tensor]:
 
     ``margin`` is the best slice logit minus the true bin's; ``rank`` the number of bins above the true one;
     ``*_bin`` are readouts of the distribution, ``std`` its spread, ``tail_mass`` what lies more than 16 bins
-    from the mode, ``modes`` the number of separate peaks.
+    from the mode, ``modes`` the number of separate peaks; ``pit`` is the probability integral transform at the
+    centre; ``p_gt_ceiling`` what the target itself gives the true bin, the most that ``p_gt`` should reach.
     """
     p, true_logit = s.p_1, s.logits.gather(-1, s.bins[:, None])
     return {
@@ -36,11 +37,16 @@ def coord_diagnostics(s: CoordSlice) -> dict[str, Tensor]:
         "tail_mass": distribution.tail_mass(p),
         "modes": distribution.modes(p).to(p.dtype),
         "crps_tau1": terms.crps(p, s.centers),
+        "pit": distribution.pit(p, s.centers),
+        "p_gt_ceiling": s.q.gather(-1, s.bins[:, None]).squeeze(-1),
     }
 
 
 def derived(values: dict[str, Tensor], centers: Tensor) -> dict[str, Tensor]:
     """Errors against the true centre ``[N]`` (bins) and shares, from :func:`coord_diagnostics`."""
+    if not values:
+        return {}
+    off_middle = 2.0 * (values["pit"] - 0.5).abs()
     errors = {f"{name}_mae": (values[name] - centers).abs() for name in values if name.endswith("_bin")}
     kind = values["rank"].dtype
     return {
@@ -49,6 +55,7 @@ def derived(values: dict[str, Tensor], centers: Tensor) -> dict[str, Tensor]:
         "signed_bias": values["median_bin"] - centers,
         "coord_acc_top5": (values["rank"] < 5).to(kind),
         "multimodal": (values["modes"] > 1).to(kind),
+        **{f"coverage_{level}": (off_middle <= level / 100).to(kind) for level in (50, 80, 95)},
     }
 
 

@@ -22,7 +22,8 @@ def eager(x: HeadInputs) -> HeadResult:
         loss = combine(values, term_scales(x.objective, x.normalizer), x) + 0.0 * logits.sum() + 0.0 * x.weight[:1].sum()
         with torch.no_grad():
             everywhere = _everywhere(logits.detach(), x)
-            diagnostics = coord_diagnostics(x.coord_slice(view.logits.detach(), slice(0, x.num_coord)))
+            detached = x.coord_slice(view.logits.detach(), slice(0, x.num_coord))
+            diagnostics = coord_diagnostics(detached) if x.diagnostics else {}
     return HeadResult(loss, {k: v.detach() for k, v in values.items()}, everywhere, diagnostics)
 
 

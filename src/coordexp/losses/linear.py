@@ -59,6 +59,7 @@ class HeadInputs:
     normalizer: Normalizer
     budget_mb: float
     top5: bool
+    diagnostics: bool
     wide: torch.dtype
 
     @property
@@ -131,6 +132,7 @@ def linear_coord_loss(
     impl: str = "auto",
     logits_budget_mb: float | None = None,
     top5: bool = False,
+    diagnostics: bool = True,
 ) -> CoordLossOutput:
     """Loss, sums and diagnostics of ``objective`` for logits ``hidden @ weight.T + bias``.
 
@@ -143,7 +145,8 @@ def linear_coord_loss(
     ``labels``, ``centers`` and ``extents`` are checked and sorted on the host: hand them over there and nothing waits
     for the device; on the device they are read back once, at the start. ``impl``: ``eager`` materialises ``[S, V]``
     logits and is the specification; ``chunked`` and ``triton`` need one buffer of ``logits_budget_mb``.
-    Slice logits are float32 at least. ``top5`` adds ``correct_top5`` over the full vocabulary (one more look at the logits).
+    Slice logits are float32 at least. ``top5`` adds ``correct_top5`` over the full vocabulary (one more look at
+    the logits); without ``diagnostics`` only the terms, ``kl`` and the diagnostics of every position are made.
 
     Raises:
         ValueError: shapes that do not fit, labels out of range, a centre that is not finite or an extent that
@@ -167,7 +170,7 @@ def linear_coord_loss(
         hidden=hidden.index_select(0, index), weight=weight, labels=_send(rows, device), num_coord=num_coord,
         centers=_send(middle, device).to(wide), extents=None if size is None else _send(size, device).to(wide),
         coord_weight=coord_weight, bias=bias, coord_start=coord_start, num_bins=num_bins, objective=objective,
-        normalizer=normalizer, budget_mb=budget, top5=top5, wide=wide,
+        normalizer=normalizer, budget_mb=budget, top5=top5, diagnostics=diagnostics, wide=wide,
     )  # fmt: skip
     return _output(run(inputs), inputs, index)
 

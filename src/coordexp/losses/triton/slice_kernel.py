@@ -17,7 +17,7 @@ SCALED: Final = ("ce", "soft_ce", "w1", "crps", "entropy", "variance")
 VALUES: Final = (*SCALED, "kl")
 DIAGNOSTICS: Final = (
     "nll", "p_gt", "margin", "rank", "argmax_bin", "expected_bin", "median_bin", "window_bin", "topk_bin", "dist_entropy", "dist_std",
-    "tail_mass", "modes", "crps_tau1",
+    "tail_mass", "modes", "crps_tau1", "pit", "p_gt_ceiling",
 )  # fmt: skip
 
 
@@ -137,9 +137,16 @@ def _slice_kernel(
     tl.store(diagnostics + 11 * rows + row, far_mass)
     tl.store(diagnostics + 12 * rows + row, tl.sum(tl.where(is_mode, 1.0, 0.0), axis=0))
     tl.store(diagnostics + 13 * rows + row, crps_1)
+    home = tl.minimum(tl.maximum(tl.floor(center + 0.5), 0.0), columns - 1.0)
+    home_p = tl.sum(tl.where(k == home, p_1, 0.0), axis=0)
+    before = tl.sum(tl.where(k < home, p_1, 0.0), axis=0)
+    tl.store(diagnostics + 14 * rows + row, before + (center + 0.5 - home) * home_p)
+    tl.store(diagnostics + 15 * rows + row, tl.sum(tl.where(is_label, q, 0.0), axis=0))
 
 
-def slice_pass(s: CoordSlice, scales: Mapping[str, Tensor], gradient: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
+def slice_pass(
+    s: CoordSlice, scales: Mapping[str, Tensor], gradient: bool, diagnostics: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
     """As :func:`coordexp.losses.chunked.slice_pass`, for the terms in ``SCALED``; float32."""
     rows, columns = s.logits.shape
     device = s.logits.device
@@ -147,13 +154,13 @@ def slice_pass(s: CoordSlice, scales: Mapping[str, Tensor], gradient: bool) -> t
     zero = torch.zeros((), dtype=torch.float64, device=device)
     weights = torch.stack([scales.get(name, zero) for name in SCALED]).float()
     values = torch.empty(len(VALUES), rows, dtype=torch.float32, device=device)
-    diagnostics = torch.empty(len(DIAGNOSTICS), rows, dtype=torch.float32, device=device)
+    at_1 = torch.empty(len(DIAGNOSTICS), rows, dtype=torch.float32, device=device)
     dz = torch.empty_like(z) if gradient else z
     if rows:
         _slice_kernel[(rows,)](
-            z, q, columns, s.bins.contiguous(), s.centers.contiguous(), weights, values, diagnostics, dz, rows, columns,
+            z, q, columns, s.bins.contiguous(), s.centers.contiguous(), weights, values, at_1, dz, rows, columns,
             1.0 / s.temperature,
             GRADIENT=gradient, HALF_WIDTH=16, TOPK=min(10, columns), SEPARATION=3, BLOCK=triton.next_power_of_2(columns), num_warps=4,
         )  # fmt: skip
-    named = dict(zip(VALUES, values, strict=True)), dict(zip(DIAGNOSTICS, diagnostics, strict=True))
+    named = dict(zip(VALUES, values, strict=True)), dict(zip(DIAGNOSTICS, at_1, strict=True)) if diagnostics else {}
     return *named, dz if gradient else None
