@@ -10,7 +10,7 @@ from coordexp.evaluate.options import EvaluateOptions
 from coordexp.losses.objective import CoordObjective
 from coordexp.modeling.options import ModelOptions
 from coordexp.runs.options import ReportOptions
-from coordexp.train.options import TrainOptions
+from coordexp.train.options import TokenTypeMetrics, TrainOptions
 from coordexp.vocab.options import VocabOptions
 
 
@@ -31,6 +31,7 @@ class ExperimentConfig:
     data: DataOptions
     objective: CoordObjective = field(default_factory=CoordObjective)
     train: TrainOptions = field(default_factory=TrainOptions)
+    token_type_metrics: TokenTypeMetrics = field(default_factory=TokenTypeMetrics)
     decode: DecodeOptions = field(default_factory=DecodeOptions)
     evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
     report: ReportOptions = field(default_factory=ReportOptions)

@@ -18,10 +18,10 @@ from coordexp.losses import terms
 from coordexp.losses.diagnostics import coord_diagnostics, row_diagnostics
 from coordexp.losses.linear import HeadInputs, HeadResult, combine, term_scales
 from coordexp.losses.rows import RestStats, RowInputs, rest_pass
-from coordexp.losses.terms import SLICE_TERMS, CoordSlice
+from coordexp.losses.terms import SLICE_TERMS, CoordSlice, SliceOutcome
 
 RowPass = Callable[[Tensor, RowInputs], RestStats]
-SlicePass = Callable[[CoordSlice, Mapping[str, Tensor], bool, bool], tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]]
+SlicePass = Callable[[CoordSlice, Mapping[str, Tensor], bool, bool], SliceOutcome]
 
 # A row stride of whole 128-byte lines, where the vocabulary is not a multiple of 8.
 _STRIDE = 64
@@ -84,9 +84,7 @@ def _product_dtype(x: HeadInputs) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else common
 
 
-def slice_pass(
-    s: CoordSlice, scales: Mapping[str, Tensor], gradient: bool, diagnostics: bool
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
+def slice_pass(s: CoordSlice, scales: Mapping[str, Tensor], gradient: bool, diagnostics: bool) -> SliceOutcome:
     """Term values ``[n]``, diagnostics ``[n]`` (if asked for), and the weighted gradient ``[n, K]`` of the slice's own terms."""
     values = {name: term.value(s) for name, term in SLICE_TERMS.items()}
     values["kl"] = values["soft_ce"] - terms.target_entropy(s.q)

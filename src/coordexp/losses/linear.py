@@ -36,6 +36,7 @@ class CoordLossOutput:
     diagnostics: dict[str, Tensor]
     index: Tensor
     is_coord: Tensor
+    num_coord: int
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ def _output(result: HeadResult, x: HeadInputs, index: Tensor) -> CoordLossOutput
     padding = torch.full((x.num_rows - x.num_coord,), torch.nan, dtype=x.wide, device=index.device)
     diagnostics = {name: torch.cat([value, padding]) for name, value in {**coord, "kl": kl.detach()}.items()}
     is_coord = torch.arange(x.num_rows, device=index.device) < x.num_coord
-    return CoordLossOutput(result.loss, LossSums(sums), {**diagnostics, **result.everywhere}, index, is_coord)
+    return CoordLossOutput(result.loss, LossSums(sums), {**diagnostics, **result.everywhere}, index, is_coord, x.num_coord)
 
 
 def term_scales(objective: CoordObjective, normalizer: Normalizer) -> dict[str, Tensor]:

@@ -19,12 +19,13 @@ class Normalizer:
 
 @dataclass(frozen=True)
 class LossSums:
-    """``values[name] = (sum, count)``, detached 0-dim float64 tensors. Adding two adds both parts.
+    """``values[name] = (sum, count)``, detached 0-dim float64 tensors; ``histograms[name]``, counts per bin. Adding adds all.
 
     A mean is taken once, by whoever reports it; a count of zero gives NaN there, not zero.
     """
 
     values: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    histograms: Mapping[str, Tensor] = field(default_factory=dict)
 
     @staticmethod
     def of(named: Mapping[str, tuple[Tensor, Tensor]]) -> LossSums:
@@ -38,7 +39,8 @@ class LossSums:
             return self
         if self.values.keys() != other.values.keys():
             raise ValueError(f"sums with different names cannot be added: {sorted(self.values.keys() ^ other.values.keys())}")
-        return LossSums({k: (s + other.values[k][0], n + other.values[k][1]) for k, (s, n) in self.values.items()})
+        values = {k: (s + other.values[k][0], n + other.values[k][1]) for k, (s, n) in self.values.items()}
+        return LossSums(values, {k: h + other.histograms[k] for k, h in self.histograms.items()})
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.values)
@@ -57,10 +59,14 @@ class LossSums:
         return total / count
 
     def pack(self) -> Tensor:
-        """All pairs as one ``[2 n]`` float64 tensor, in sorted order of the names, for one collective."""
-        return torch.stack([part for name in sorted(self.values) for part in self.values[name]])
+        """All pairs, then all histograms, as one float64 vector in sorted order of the names, for one collective."""
+        pairs = torch.stack([part for name in sorted(self.values) for part in self.values[name]])
+        return torch.cat([pairs, *(self.histograms[name] for name in sorted(self.histograms))])
 
     def unpack(self, packed: Tensor) -> LossSums:
         """The inverse of :meth:`pack`, with this object's names."""
-        rows = packed.view(-1, 2)
-        return LossSums({name: (rows[i, 0], rows[i, 1]) for i, name in enumerate(sorted(self.values))})
+        rows = packed[: 2 * len(self.values)].view(-1, 2)
+        names = sorted(self.histograms)
+        parts = torch.split(packed[2 * len(self.values) :], [self.histograms[name].numel() for name in names])
+        values = {name: (rows[i, 0], rows[i, 1]) for i, name in enumerate(sorted(self.values))}
+        return LossSums(values, dict(zip(names, parts, strict=True)))

@@ -58,6 +58,10 @@ class SliceTerm:
     gradient: Callable[[CoordSlice], Tensor]
 
 
+# Of a slice pass: term values [n], diagnostics [n], the weighted gradient [n, K] if asked for.
+SliceOutcome = tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]
+
+
 def soft_ce(log_p: Tensor, q: Tensor) -> Tensor:
     """``-sum_k q_k log p_k`` in nats; its floor is ``H(q)``. Where ``q_k = 0`` the term is 0."""
     return -torch.where(q > 0, q * log_p, torch.zeros_like(q)).sum(dim=-1)

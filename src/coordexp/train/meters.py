@@ -1,70 +1,92 @@
-"""Metrics by name: each is a sum over a count, from the same sums in training and evaluation."""
+"""From the loss's output to named sums, and from sums to the metrics of the registry; the same in training and evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from coordexp.grammar import ROLE_CODES
 from coordexp.losses.linear import CoordLossOutput
 from coordexp.losses.objective import COORD_TERMS, TERMS, TEXT_TERMS, CoordObjective
 from coordexp.losses.sums import LossSums
+from coordexp.train.options import TokenTypeMetrics
+from coordexp.train.registry import HEADLINES, HISTOGRAMS, ROLES, SIZES, SLOTS, Histogram, shown
 
 
-@dataclass(frozen=True)
-class Metric:
-    """``source`` names the (sum, count) pair; the value is their ratio, or the count with ``take='count'``."""
+def step_sums(output: CoordLossOutput, batch: Mapping[str, Any], options: TokenTypeMetrics) -> LossSums:
+    """The output's sums, split by token role, slot and size, and the histograms.
 
-    key: str
-    source: str
-    definition: str
-    take: str = "mean"
-
-
-METRICS: Final[tuple[Metric, ...]] = (
-    Metric("base_ce/loss", "text_ce", "cross-entropy at text positions, nats"),
-    Metric("base_ce/noncoord_tokens", "text_ce", "text positions", take="count"),
-    Metric("coord_softce_w1/soft_ce", "soft_ce", "soft cross-entropy at the training temperature, nats"),
-    Metric("coord_softce_w1/w1", "w1", "Wasserstein-1 to the soft target, bins"),
-    Metric("coord_softce_w1/gate", "gate", "-log mass of the coordinate slice, nats"),
-    Metric("coord_softce_w1/coord_tokens", "soft_ce", "coordinate positions", take="count"),
-    Metric("coord_softce_w1/coord_vocab_mass", "coord_mass", "probability of the coordinate slice at coordinate positions"),
-    Metric("coord_softce_w1/p_gt_mean", "p_gt", "in-slice probability of the true bin"),
-    Metric("coord_softce_w1/margin_mean", "margin", "best slice logit minus the true bin's"),
-    Metric("coord_softce_w1/acc_top5", "coord_acc_top5", "true bin among the five best of the slice"),
-    Metric("coord_expected_bin_mae", "expected_bin_mae", "|expectation - centre|, bins"),
-    Metric("coord_dist/kl", "kl", "soft_ce minus the target's entropy, nats"),
-    Metric("coord_dist/crps", "crps_tau1", "continuous ranked probability score, bins"),
-    Metric("coord_dist/nll", "nll", "in-slice hard cross-entropy, nats"),
-    Metric("coord_dist/entropy", "dist_entropy", "entropy of the slice, nats"),
-    Metric("coord_dist/std", "dist_std", "standard deviation of the slice, bins"),
-    Metric("coord_dist/tail_mass", "tail_mass", "probability more than 16 bins from the mode"),
-    Metric("coord_dist/multimodal_frac", "multimodal", "share of distributions with several modes"),
-    Metric("coord_dist/argmax_bin_mae", "argmax_bin_mae", "|argmax - centre|, bins"),
-    Metric("coord_dist/median_bin_mae", "median_bin_mae", "|median - centre|, bins"),
-    Metric("coord_dist/window_bin_mae", "window_bin_mae", "|windowed expectation - centre|, bins"),
-    Metric("coord_dist/topk_bin_mae", "topk_bin_mae", "|top-10 mean - centre|, bins"),
-    Metric("coord_dist/signed_bias", "signed_bias", "median - centre, bins"),
-    Metric("token_acc", "correct", "full-vocabulary argmax is the label"),
-    Metric("token_acc_top5", "correct_top5", "label among the five best of the vocabulary"),
-    Metric("text_token_acc", "correct_text", "token_acc at text positions"),
-    Metric("coord_token_acc", "correct_coord", "token_acc at coordinate positions"),
-    Metric("desc_token_acc", "correct_desc", "token_acc at description tokens"),
-    Metric("format_token_acc", "correct_format", "token_acc at format tokens"),
-)
-
-
-def with_roles(output: CoordLossOutput, token_roles: Tensor) -> LossSums:
-    """The output's sums, and ``correct`` split by token role (``token_roles`` ``[B, T]``, aligned with the labels)."""
-    roles = token_roles.reshape(-1).index_select(0, output.index)
-    correct = output.diagnostics["correct"]
-    groups = {name: roles == ROLE_CODES[name] for name in ("coord", "desc", "format")}
+    ``batch`` holds ``token_roles``, ``coord_slots`` and ``coord_extents`` ``[B, T]``, aligned with the labels.
+    """
+    if not options.enabled:
+        return output.sums
+    index = output.index
+    roles = batch["token_roles"].reshape(-1).index_select(0, index)
+    groups = {role: roles == ROLE_CODES[role] for role in ROLES}
+    groups["coord"] = output.is_coord
     groups["text"] = ~output.is_coord
-    split = {f"correct_{name}": (correct[mask].sum(), mask.sum()) for name, mask in groups.items()}
-    return LossSums({**output.sums.values, **LossSums.of(split).values})
+    d = output.diagnostics
+    columns: dict[str, Tensor] = {"noncoord_argmax": 1.0 - d["argmax_is_coord"]}
+    columns |= {name: d[name] for name in ("correct", "argmax_is_coord", *(["correct_top5"] if options.log_top5 else []))}
+    values = _split(columns, groups)
+    total = torch.full((), float(len(index)), dtype=torch.float64, device=index.device)
+    values |= {f"share@{role}": (values[f"correct@{role}"][1], total) for role in ROLES}
+    if options.coord_monitor_mass:
+        kept = _strided(groups["text"], options.coord_monitor_mass_max_tokens)
+        masked = {name: group & (kept | output.is_coord) for name, group in groups.items()}
+        values |= _split({"mass": d["mass"]}, masked)
+    n = output.num_coord
+    slots = batch["coord_slots"].reshape(-1).index_select(0, index[:n])
+    extents = batch["coord_extents"].reshape(-1).index_select(0, index[:n])
+    parts = {slot: slots == number for number, slot in enumerate(SLOTS)}
+    parts |= {size: (extents > low) & (extents <= high) if low else extents <= high for size, (low, high) in SIZES.items()}
+    values |= _split({source: d[source][:n] for _, source, _ in HEADLINES}, parts)
+    histograms = {name: _histogram(d[h.source][:n], h) for name, h in HISTOGRAMS.items()}
+    return LossSums({**output.sums.values, **values}, histograms)
+
+
+def _split(columns: Mapping[str, Tensor], groups: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """``{column@group: (sum, count)}`` of all columns ``[n]`` over all groups (masks ``[n]``) by one product in float64."""
+    masks = torch.stack(list(groups.values())).double()
+    table = masks @ torch.stack([*columns.values()], dim=1).double()
+    counts = masks.sum(dim=1)
+    return {f"{c}@{g}": (table[i, j], counts[i]) for i, g in enumerate(groups) for j, c in enumerate(columns)}
+
+
+def _strided(mask: Tensor, most: int | None) -> Tensor:
+    """At most ``most`` of the positions in ``mask``, evenly spaced."""
+    if most is None:
+        return mask
+    stride = (mask.sum() + most - 1).div(most, rounding_mode="floor").clamp_min(1)
+    return mask & ((mask.cumsum(0) - 1) % stride == 0)
+
+
+def _histogram(values: Tensor, h: Histogram) -> Tensor:
+    place = ((values.double() - h.low) * (h.bins / (h.high - h.low))).floor().clamp(0, h.bins - 1).long()
+    return torch.zeros(h.bins, dtype=torch.float64, device=values.device).index_add(0, place, torch.ones_like(place, dtype=torch.float64))
+
+
+def quantile(counts: Tensor, h: Histogram, level: float) -> float:
+    """Quantile of a histogram, linear inside its bin; NaN where nothing was counted."""
+    total = counts.cumsum(0)
+    if not total[-1]:
+        return float("nan")
+    target = level * total[-1]
+    k = int((total < target).sum())
+    inside = float((target - (total[k] - counts[k])) / counts[k])
+    return h.low + (k + inside) * (h.high - h.low) / h.bins
+
+
+def ks_uniform(counts: Tensor) -> float:
+    """Largest distance of the histogram's cumulative share from the diagonal, at the edges of its bins."""
+    total = counts.sum()
+    if not total:
+        return float("nan")
+    diagonal = torch.arange(1, len(counts) + 1, dtype=torch.float64, device=counts.device) / len(counts)
+    return float((counts.cumsum(0) / total - diagonal).abs().max())
 
 
 def contributions(sums: LossSums, objective: CoordObjective) -> dict[str, float]:
@@ -78,13 +100,15 @@ def contributions(sums: LossSums, objective: CoordObjective) -> dict[str, float]
     return result
 
 
-def summarize(sums: LossSums, objective: CoordObjective) -> dict[str, float]:
-    """All metrics of a window. ``loss`` is the sum of ``contrib/*``; a mean over nothing is NaN."""
+def summarize(sums: LossSums, objective: CoordObjective, options: TokenTypeMetrics) -> dict[str, float]:
+    """All metrics of a window, every key of the registry that ``options`` shows. A mean over nothing is NaN."""
     parts = contributions(sums, objective)
-    values: Mapping[str, float] = {f"contrib/{name}": value for name, value in parts.items()}
-    metrics = {
-        "loss": sum(parts.values()),
-        "coord_softce_w1/loss": sum(parts[name] for name in COORD_TERMS),
-        **{m.key: float(sums.count(m.source) if m.take == "count" else sums.mean(m.source)) for m in METRICS},
-    }
-    return {**metrics, **values}
+    metrics = {"loss": sum(parts.values()), "coord_softce_w1/loss": sum(parts[name] for name in COORD_TERMS)}
+    for m in shown(options):
+        if m.take == "p90":
+            metrics[m.key] = quantile(sums.histograms[m.source], HISTOGRAMS[m.source], 0.9)
+        elif m.take == "ks":
+            metrics[m.key] = ks_uniform(sums.histograms[m.source])
+        else:
+            metrics[m.key] = float(sums.count(m.source) if m.take == "count" else sums.mean(m.source))
+    return metrics | {f"contrib/{name}": value for name, value in parts.items()}

@@ -8,6 +8,23 @@ from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenTypeMetrics:
+    """Which metrics are made beside the loss. ``enabled``: anything but the terms; ``log_top5``: top-5 over the full
+    vocabulary, one more look at the logits; ``coord_monitor_mass``: the slice's mass by token type, at text on at most
+    ``coord_monitor_mass_max_tokens`` evenly spaced positions of a micro-batch (None: all of them)."""
+
+    enabled: bool = True
+    log_top5: bool = True
+    coord_monitor_mass: bool = True
+    coord_monitor_mass_max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        most = self.coord_monitor_mass_max_tokens
+        if most is not None and most < 1:
+            raise ValueError(f"token_type_metrics.coord_monitor_mass_max_tokens: expected at least 1 or null, got {most}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """Optimisation and bookkeeping; names follow ``transformers.TrainingArguments``."""
 

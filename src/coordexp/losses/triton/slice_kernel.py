@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from coordexp.losses.terms import CoordSlice
+from coordexp.losses.terms import CoordSlice, SliceOutcome
 
 # In the order in which the kernel reads and writes them.
 SCALED: Final = ("ce", "soft_ce", "w1", "crps", "entropy", "variance")
@@ -144,9 +144,7 @@ def _slice_kernel(
     tl.store(diagnostics + 15 * rows + row, tl.sum(tl.where(is_label, q, 0.0), axis=0))
 
 
-def slice_pass(
-    s: CoordSlice, scales: Mapping[str, Tensor], gradient: bool, diagnostics: bool
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
+def slice_pass(s: CoordSlice, scales: Mapping[str, Tensor], gradient: bool, diagnostics: bool) -> SliceOutcome:
     """As :func:`coordexp.losses.chunked.slice_pass`, for the terms in ``SCALED``; float32."""
     rows, columns = s.logits.shape
     device = s.logits.device
