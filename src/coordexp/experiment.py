@@ -206,6 +206,7 @@ class _Chain:
             seed=self.config.seed,
             console=self.console,
             packing=self.config.data.packing,
+            adapter=self.config.adapter,
         )
 
     def predict(self) -> None:
