@@ -90,6 +90,13 @@ def _preflight(config: ExperimentConfig) -> None:
         check_model_folder(Path(config.model.path))
     if config.data.source is not None and not Path(config.data.source).is_dir():
         raise ConfigError(f"data.source: expected a folder, {config.data.source} is none: pass --set data.source=FOLDER")
+    if config.adapter.kind in ("lora", "dora"):
+        from coordexp.modeling.load import skeleton
+        from coordexp.modeling.tiny import tiny_skeleton
+        from coordexp.vocab.adapters import target_layers
+
+        model = config.model
+        target_layers(tiny_skeleton(model.tiny) if model.path is None else skeleton(Path(model.path)), config.adapter)
 
 
 @dataclass

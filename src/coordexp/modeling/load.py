@@ -82,13 +82,34 @@ def load_model(folder: Path, options: ModelOptions | None = None) -> Any:
     if is_adapter(folder):
         return merge_adapter(load_model(base_folder(folder), options), folder)
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    if config.model_type != "qwen3_vl":
-        raise ConfigError(f"{folder}/config.json: model_type: expected qwen3_vl, got {config.model_type}")
+    _check_architecture(folder, config)
     if not list(folder.glob("*.safetensors")):
         raise ConfigError(f"{folder}: no *.safetensors weights in this folder")
     return Qwen3VLForConditionalGeneration.from_pretrained(
         folder, dtype=getattr(torch, options.dtype), attn_implementation=options.attn_implementation, local_files_only=True
     )
+
+
+def skeleton(folder: Path) -> Any:
+    """The folder's model without its weights, on the meta device: its layers have names and shapes, and cost nothing.
+
+    Raises:
+        ConfigError: another architecture.
+    """
+    import torch
+    from transformers import AutoConfig, Qwen3VLForConditionalGeneration
+
+    check_model_folder(folder)
+    folder = base_folder(folder) if is_adapter(folder) else folder
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    _check_architecture(folder, config)
+    with torch.device("meta"):
+        return Qwen3VLForConditionalGeneration(config)
+
+
+def _check_architecture(folder: Path, config: Any) -> None:
+    if config.model_type != "qwen3_vl":
+        raise ConfigError(f"{folder}/config.json: model_type: expected qwen3_vl, got {config.model_type}")
 
 
 def save_model_folder(model: Any, tokenizer: Any, out: Path, *, processor_from: Path) -> None:
