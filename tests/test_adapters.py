@@ -177,6 +177,14 @@ def test_a_target_that_matches_nothing_is_refused_with_key_and_legal_names(optio
         assert word in str(error.value)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_config_that_calls_a_separate_head_tied_is_refused(kind):
+    model = base_model("qwen25", tied=False)
+    model.config.tie_word_embeddings = True
+    with pytest.raises(ConfigError, match="tie_word_embeddings"):
+        adapt(model, AdapterOptions(kind=kind), vocab(), base=workspace() / "model")
+
+
 @PEFT_NOISE[0]
 def test_a_head_adapted_behind_the_losss_back_is_refused():
     from peft import LoraConfig, get_peft_model

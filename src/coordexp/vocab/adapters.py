@@ -97,6 +97,7 @@ def adapt(model: Any, options: AdapterOptions, vocab: CoordVocab, *, base: Path)
     from peft import LoraConfig, TrainableTokensConfig, get_peft_model
 
     embedding, head = _name_of(model, model.get_input_embeddings()), _name_of(model, model.get_output_embeddings())
+    original = model.get_output_embeddings().weight[vocab.start : vocab.start + vocab.num_bins].detach().clone()
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     ids = list(vocab.ids)
     config: Any
@@ -117,8 +118,12 @@ def adapt(model: Any, options: AdapterOptions, vocab: CoordVocab, *, base: Path)
         adapted = get_peft_model(model, config)
     # PEFT takes the folder the model was read from, which need not be absolute.
     config.base_model_name_or_path = str(base.resolve())
-    if options.new_rows and head_of(adapted, vocab).coord_weight is None:
-        raise ConfigError("adapter.new_rows: the head of this model does not follow its embedding under this PEFT version: set it to false")
+    rows_of_head = head_of(adapted, vocab).coord_weight
+    if options.new_rows and (rows_of_head is None or not torch.equal(rows_of_head, original)):
+        raise ConfigError(
+            "adapter.new_rows: PEFT does not train the head's own rows of this model: its weights and the tie_word_embeddings of its "
+            "config.json disagree on whether head and embedding are one table: correct the config, or set adapter.new_rows=false"
+        )
     return adapted
 
 
