@@ -11,10 +11,11 @@ from adapted import base_model
 from command import call
 from coordexp.data.dataset import RecordDataset
 from coordexp.losses.objective import CoordObjective
+from coordexp.modeling.load import copy_processor_files
 from coordexp.train.launch import training_arguments
 from coordexp.train.options import TrainOptions
 from coordexp.train.trainer import CoordTrainer
-from coordexp.vocab.adapters import adapt
+from coordexp.vocab.adapters import adapt, base_folder
 from coordexp.vocab.options import AdapterOptions
 from tiny import collator, records, template, vocab, workspace
 
@@ -25,11 +26,11 @@ SMALL = [
 ]  # fmt: skip
 
 
-def _run(tmp_path, monkeypatch, capsys, *sets):
+def _run(tmp_path, monkeypatch, capsys, *sets, command="run"):
     experiment = tmp_path / "small.yaml"
     experiment.write_text("data: {kind: jsonl, source: none}\nvocab: {extend: false}\n")
     words = [word for pair in (*SMALL, *sets) for word in ("--set", pair)]
-    return call(monkeypatch, capsys, "run", experiment, "--output-dir", tmp_path / "run", *words)
+    return call(monkeypatch, capsys, command, experiment, "--output-dir", tmp_path / "run", *words)
 
 
 @pytest.mark.parametrize("kind", ["lora", "rows"])
@@ -59,6 +60,18 @@ def test_a_run_trains_an_adapter_and_predicts_from_its_folder(kind, tmp_path, mo
     assert err.count("\n") == 1
     assert "base_model_name_or_path: there is no folder elsewhere" in err
     assert not again.exists()
+
+
+def test_training_goes_on_from_an_adapter_folder_on_a_whole_model_of_its_own(tmp_path, monkeypatch, capsys):
+    adapter = tmp_path / "adapter"
+    adapt(base_model(), AdapterOptions(kind="rows"), vocab(), base=workspace() / "model").save_pretrained(adapter)
+    template().tokenizer.save_pretrained(adapter)
+    copy_processor_files(workspace() / "model", adapter)
+    code, _, err = _run(tmp_path, monkeypatch, capsys, f"model.path={adapter}", "adapter.kind=rows", command="train")
+    assert code == 0, err
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    final = tmp_path / "run" / "checkpoints" / "final"
+    assert base_folder(final) == (tmp_path / "run" / "model").resolve()
 
 
 def test_a_target_that_matches_nothing_stops_a_run_before_it_writes(tmp_path, monkeypatch, capsys):
