@@ -90,6 +90,13 @@ def _preflight(config: ExperimentConfig) -> None:
         check_model_folder(Path(config.model.path))
     if config.data.source is not None and not Path(config.data.source).is_dir():
         raise ConfigError(f"data.source: expected a folder, {config.data.source} is none: pass --set data.source=FOLDER")
+    if config.adapter.kind in ("lora", "dora"):
+        from coordexp.modeling.load import skeleton
+        from coordexp.modeling.tiny import tiny_skeleton
+        from coordexp.vocab.adapters import target_layers
+
+        model = config.model
+        target_layers(tiny_skeleton(model.tiny) if model.path is None else skeleton(Path(model.path)), config.adapter)
 
 
 @dataclass
@@ -161,14 +168,17 @@ class _Chain:
         from coordexp.modeling.extend import extend_model
         from coordexp.modeling.load import load_tokenizer
         from coordexp.modeling.tiny import write_tiny_model
+        from coordexp.vocab.adapters import is_adapter
         from coordexp.vocab.coord_vocab import CoordVocab
 
         source = self.config.model.path
         base = write_tiny_model(self._root / "tiny", self.config.model.tiny) if source is None else Path(source)
-        if self.config.vocab.extend:
+        if not self.config.vocab.extend:
+            CoordVocab.from_tokenizer(load_tokenizer(base))
+        # An adapter is merged into a folder of its own: the next adapter's base must be a whole model.
+        if self.config.vocab.extend or is_adapter(base):
             self._say(str(extend_model(base, self._root / "model", self.config.vocab)))
         else:
-            CoordVocab.from_tokenizer(load_tokenizer(base))
             (self._root / "model").symlink_to(base.resolve(), target_is_directory=True)
 
     def _template(self, folder: Path) -> Any:
@@ -206,6 +216,7 @@ class _Chain:
             seed=self.config.seed,
             console=self.console,
             packing=self.config.data.packing,
+            adapter=self.config.adapter,
         )
 
     def predict(self) -> None:

@@ -197,7 +197,8 @@ _EXPECTED = {
 
 
 def _describe(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
+    # A key that takes text or a list is named by pydantic with the kind it tried: no part of the path.
+    where = ".".join(str(part) for part in error["loc"] if part != "str" and "[" not in str(part))
     message = str(error["msg"])
     if error["type"] == "value_error":
         # Raised by a section's own check, which names its key already.

@@ -11,7 +11,7 @@ from coordexp.losses.objective import CoordObjective
 from coordexp.modeling.options import ModelOptions
 from coordexp.runs.options import ReportOptions
 from coordexp.train.options import TokenTypeMetrics, TrainOptions
-from coordexp.vocab.options import VocabOptions
+from coordexp.vocab.options import AdapterOptions, VocabOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class ExperimentConfig:
     vocab: VocabOptions = field(default_factory=VocabOptions)
     data: DataOptions
     objective: CoordObjective = field(default_factory=CoordObjective)
+    adapter: AdapterOptions = field(default_factory=AdapterOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
     token_type_metrics: TokenTypeMetrics = field(default_factory=TokenTypeMetrics)
     decode: DecodeOptions = field(default_factory=DecodeOptions)
@@ -44,3 +45,11 @@ class ExperimentConfig:
                 "data.packing.enabled: packs are composed by length already, and train.group_by_length would sort them again: "
                 "set train.group_by_length=false"
             )
+        if self.train.lr_coord_rows is not None and not self.adapter.separate_rows:
+            raise ValueError(
+                "train.lr_coord_rows: the coordinate rows are part of the embedding table here, which has one learning rate: "
+                "set adapter.kind to lora, dora or rows with adapter.new_rows=true, or remove it"
+            )
+        for part, rate in (("vision", self.train.lr_vision), ("aligner", self.train.lr_aligner)):
+            if rate is not None and part in self.adapter.freeze:
+                raise ValueError(f"train.lr_{part}: adapter.freeze names {part}: remove one of them")

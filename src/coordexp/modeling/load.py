@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from coordexp.errors import ConfigError
 from coordexp.modeling.options import ModelOptions
+from coordexp.vocab.adapters import ADAPTER_CONFIG, base_folder, is_adapter, merge_adapter
 
 PROCESSOR_FILES: Final = (
     "preprocessor_config.json",
@@ -26,12 +27,18 @@ PROCESSOR_FILES: Final = (
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raise a one-line ``ConfigError`` unless the folder holds a config and a tokenizer."""
+    """Raise a one-line ``ConfigError`` unless the folder holds a config and a tokenizer, or an adapter of such a folder and a tokenizer."""
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such model folder")
-    missing = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()]
+    config = ADAPTER_CONFIG if is_adapter(folder) else "config.json"
+    missing = [name for name in (config, "tokenizer_config.json") if not (folder / name).is_file()]
     if missing:
         raise ConfigError(f"{folder}: expected a model folder, but {' and '.join(missing)} is missing")
+    if is_adapter(folder):
+        base = base_folder(folder)
+        if is_adapter(base):
+            raise ConfigError(f"{folder}/{ADAPTER_CONFIG}: base_model_name_or_path: {base} is an adapter itself: merge it first")
+        check_model_folder(base)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -60,8 +67,10 @@ def load_image_processor(folder: Path, *, min_pixels: int | None = None, max_pix
 def load_model(folder: Path, options: ModelOptions | None = None) -> Any:
     """A Qwen3-VL model from safetensors in the folder, in ``options.dtype`` (float32 by default).
 
+    Of an adapter folder: its base model with the adapter merged.
+
     Raises:
-        ConfigError: another architecture, or no weights.
+        ConfigError: another architecture, no weights, or an adapter without its base.
     """
     import torch
     from transformers import AutoConfig, Qwen3VLForConditionalGeneration
@@ -70,14 +79,37 @@ def load_model(folder: Path, options: ModelOptions | None = None) -> Any:
     logging.disable_progress_bar()
     check_model_folder(folder)
     options = options or ModelOptions()
+    if is_adapter(folder):
+        return merge_adapter(load_model(base_folder(folder), options), folder)
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    if config.model_type != "qwen3_vl":
-        raise ConfigError(f"{folder}/config.json: model_type: expected qwen3_vl, got {config.model_type}")
+    _check_architecture(folder, config)
     if not list(folder.glob("*.safetensors")):
         raise ConfigError(f"{folder}: no *.safetensors weights in this folder")
     return Qwen3VLForConditionalGeneration.from_pretrained(
         folder, dtype=getattr(torch, options.dtype), attn_implementation=options.attn_implementation, local_files_only=True
     )
+
+
+def skeleton(folder: Path) -> Any:
+    """The folder's model without its weights, on the meta device: its layers have names and shapes, and cost nothing.
+
+    Raises:
+        ConfigError: another architecture.
+    """
+    import torch
+    from transformers import AutoConfig, Qwen3VLForConditionalGeneration
+
+    check_model_folder(folder)
+    folder = base_folder(folder) if is_adapter(folder) else folder
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    _check_architecture(folder, config)
+    with torch.device("meta"):
+        return Qwen3VLForConditionalGeneration(config)
+
+
+def _check_architecture(folder: Path, config: Any) -> None:
+    if config.model_type != "qwen3_vl":
+        raise ConfigError(f"{folder}/config.json: model_type: expected qwen3_vl, got {config.model_type}")
 
 
 def save_model_folder(model: Any, tokenizer: Any, out: Path, *, processor_from: Path) -> None:

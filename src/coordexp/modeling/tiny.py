@@ -130,6 +130,14 @@ def tiny_config(options: TinyOptions, tokenizer: Any) -> Any:
     )
 
 
+def tiny_skeleton(options: TinyOptions) -> Any:
+    """The model of :func:`write_tiny_model` without weights, on the meta device."""
+    from transformers import Qwen3VLForConditionalGeneration
+
+    with torch.device("meta"):
+        return Qwen3VLForConditionalGeneration(tiny_config(options, train_tokenizer(options.bpe_size)))
+
+
 def sinusoidal_grid(side: int, width: int, *, amplitude: float = 0.3, base: float = 100.0) -> Tensor:
     """Two-dimensional sine and cosine table ``[side * side, width]``: row half, then column half.
 

@@ -21,10 +21,13 @@ from coordexp.data.template import ChatTemplate
 from coordexp.losses.objective import CoordObjective
 from coordexp.modeling.load import copy_processor_files
 from coordexp.train.callbacks import JsonlLog, ProgressBar
+from coordexp.train.optimizer import GroupRates, describe_groups
 from coordexp.train.options import TrainOptions
 from coordexp.train.packing import packed_data, refuse_leaks
 from coordexp.train.trainer import CoordTrainer
+from coordexp.vocab.adapters import adapt, describe_adapter
 from coordexp.vocab.coord_vocab import CoordVocab
+from coordexp.vocab.options import AdapterOptions
 
 
 def training_arguments(options: TrainOptions, output_dir: Path, *, seed: int) -> TrainingArguments:
@@ -41,7 +44,8 @@ def training_arguments(options: TrainOptions, output_dir: Path, *, seed: int) ->
         adam_beta2=options.adam_beta2,
         max_grad_norm=options.max_grad_norm,
         warmup_steps=options.warmup_steps,
-        lr_scheduler_type=options.scheduler,
+        lr_scheduler_type="cosine_with_min_lr" if options.min_lr_ratio else options.scheduler,
+        lr_scheduler_kwargs={"min_lr_rate": options.min_lr_ratio} if options.min_lr_ratio else None,
         train_sampling_strategy="group_by_length" if options.group_by_length else "random",
         bf16=options.bf16,
         logging_steps=options.logging_steps,
@@ -64,7 +68,7 @@ def training_arguments(options: TrainOptions, output_dir: Path, *, seed: int) ->
 
 
 def banner(trainer: CoordTrainer) -> str:
-    """What is trained, and what divides what, in one paragraph."""
+    """What is trained, at which learning rate, and what divides what."""
     objective, args = trainer.objective, trainer.args
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in trainer.model.parameters())
@@ -77,7 +81,8 @@ def banner(trainer: CoordTrainer) -> str:
         divisor = "all terms divide by all supervised positions"
     return (
         f"trains {trained:,} of {total:,} parameters on: {terms}\n"
-        f"one step = {args.per_device_train_batch_size} {unit} x {args.gradient_accumulation_steps} micro-batches x "
+        + "".join(f"  {line}\n" for line in describe_groups(trainer.model, trainer.rates))
+        + f"one step = {args.per_device_train_batch_size} {unit} x {args.gradient_accumulation_steps} micro-batches x "
         f"{args.world_size} ranks = {window} {unit}; {divisor}, counted over the whole step"
     )
 
@@ -96,10 +101,16 @@ def train(
     seed: int,
     console: Console,
     packing: PackingOptions | None = None,
+    adapter: AdapterOptions | None = None,
 ) -> Path:
-    """Train and return the folder of the final model, ``checkpoints/final``."""
+    """Train and return the folder of the final model or adapter, ``checkpoints/final``.
+
+    ``processor_from`` is the folder of ``model``, which an adapter records as its base.
+    """
     tokenizer = template.tokenizer
     vocab = CoordVocab.from_tokenizer(tokenizer, template.codec.num_bins)
+    adapter = adapter or AdapterOptions()
+    model = adapt(model, adapter, vocab, base=processor_from)
     # TrainingArguments has no field for it any more; the callback reads this variable.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")
     bar = ProgressBar(console)
@@ -118,6 +129,7 @@ def train(
         objective=objective,
         vocab=vocab,
         processor_from=processor_from,
+        rates=GroupRates.of(options),
         args=args,
         train_dataset=train_data,
         eval_dataset=eval_data,
@@ -127,7 +139,7 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    for line in [*banner(trainer).splitlines(), *lines]:
+    for line in [describe_adapter(model, adapter), *banner(trainer).splitlines(), *lines]:
         console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     if isinstance(train_data, PackedDataset):
         _probe(trainer, plain, console)

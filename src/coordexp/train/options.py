@@ -26,19 +26,27 @@ class TokenTypeMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """Optimisation and bookkeeping; names follow ``transformers.TrainingArguments``."""
+    """Optimisation and bookkeeping; names follow ``transformers.TrainingArguments``.
+
+    ``lr_vision``, ``lr_aligner`` and ``lr_coord_rows`` stand in for ``learning_rate`` in that part (None: the same).
+    ``min_lr_ratio`` is the share of its peak at which a cosine schedule ends, of every learning rate alike.
+    """
 
     max_steps: int = 100
     per_device_batch_size: int = 8
     gradient_accumulation_steps: int = 1
     eval_batch_size: int = 32
     learning_rate: float = 1e-4
+    lr_vision: float | None = None
+    lr_aligner: float | None = None
+    lr_coord_rows: float | None = None
     weight_decay: float = 0.01
     adam_beta1: float = 0.9
     adam_beta2: float = 0.99
     max_grad_norm: float = 1.0
     warmup_steps: int = 50
     scheduler: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    min_lr_ratio: float = 0.0
     group_by_length: bool = False
     bf16: bool = False
     logging_steps: int = 10
@@ -53,5 +61,13 @@ class TrainOptions:
         for name in (*counts, "logging_steps", "eval_steps", "save_steps"):
             if self.__dict__[name] < 1:
                 raise ValueError(f"train.{name}: expected at least 1, got {self.__dict__[name]}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"train.learning_rate: expected a positive number, got {self.learning_rate}")
+        for name in ("learning_rate", "lr_vision", "lr_aligner", "lr_coord_rows"):
+            rate = self.__dict__[name]
+            if rate is not None and not (math.isfinite(rate) and rate > 0):
+                raise ValueError(f"train.{name}: expected a positive number, got {rate}")
+        if not 0 <= self.min_lr_ratio <= 1:
+            raise ValueError(f"train.min_lr_ratio: expected a number from 0 to 1, got {self.min_lr_ratio}")
+        if self.min_lr_ratio > 0 and self.scheduler != "cosine":
+            raise ValueError(
+                f"train.min_lr_ratio: only the cosine schedule has a floor: set train.scheduler=cosine or leave it 0, got {self.scheduler}"
+            )

@@ -19,6 +19,7 @@ from coordexp.losses.sums import LossSums, Normalizer
 from coordexp.modeling.load import copy_processor_files
 from coordexp.train.forward import bind_coord_loss
 from coordexp.train.meters import summarize, with_roles
+from coordexp.train.optimizer import GroupRates, parameter_groups
 from coordexp.vocab.coord_vocab import CoordVocab
 
 # What the collator adds beside the model's own inputs and the objective's.
@@ -43,6 +44,7 @@ class CoordTrainer(Trainer):
         vocab: CoordVocab,
         impl: str = "auto",
         processor_from: Path | None = None,
+        rates: GroupRates | None = None,
         **kwargs: Any,
     ) -> None:
         bind_coord_loss(model, vocab=vocab, objective=objective, impl=impl)
@@ -52,6 +54,7 @@ class CoordTrainer(Trainer):
         self.objective = objective
         self.vocab = vocab
         self.processor_from = processor_from
+        self.rates = rates or GroupRates(base=self.args.learning_rate, weight_decay=self.args.weight_decay)
         self._window: Normalizer | None = None
         self._train_sums = LossSums()
 
@@ -107,6 +110,14 @@ class CoordTrainer(Trainer):
         if norm is not None and not bool(torch.isfinite(torch.as_tensor(norm))):
             raise FloatingPointError(f"gradient norm is {float(norm)} at step {self.state.global_step + 1}: training stopped")
         return norm
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The optimizer of the arguments on :func:`parameter_groups`."""
+        if self.optimizer is None:
+            trained = self.model if model is None else model
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            self.optimizer: Any = optimizer_class(parameter_groups(trained, self.rates), **options)
+        return self.optimizer
 
     def _reduce(self, sums: LossSums) -> LossSums:
         return sums.unpack(self.accelerator.reduce(sums.pack(), reduction="sum"))
