@@ -1,0 +1,51 @@
+"""Which metrics can rank checkpoints, and which way is better."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Final
+
+from coordexp.errors import ConfigError
+from coordexp.train.meters import METRICS
+
+PROBE_KEYS: Final = ("probe/parse_rate", "probe/f1_50", "probe/objects_per_image", "probe/duplicate_rate")
+
+# Not in here: counts, and shapes of the distribution (entropy, std, tail) that are better neither high nor low.
+_HIGHER: Final = ("token_acc", "token_acc_top5", "acc_top5", "coord_vocab_mass", "p_gt_mean", "margin_mean")
+_LOWER: Final = ("loss", "soft_ce", "w1", "gate", "kl", "crps", "nll", "abs_err_p90")
+
+
+def rankable() -> dict[str, bool]:
+    """Metric key (as logged in training, without ``eval_``) -> whether a higher value is better."""
+    found = {"loss": False, "coord_softce_w1/loss": False, "probe/f1_50": True, "probe/parse_rate": True, "probe/duplicate_rate": False}
+    for metric in METRICS:
+        last = metric.key.rpartition("/")[2]
+        if metric.take != "mean":
+            continue
+        if last in _HIGHER or last.endswith("_token_acc"):
+            found[metric.key] = True
+        elif last in _LOWER or last.endswith("bin_mae"):
+            found[metric.key] = False
+    return found
+
+
+def check_best(key: str | None, *, probe_steps: int | None, eval_steps: int) -> bool | None:
+    """Whether higher is better for ``train.save_best``; None where nothing is asked for.
+
+    Raises:
+        ConfigError: a key that no evaluation will have, with the nearest legal one.
+    """
+    if key is None:
+        return None
+    legal = rankable()
+    name = key.removeprefix("eval_")
+    if name not in legal:
+        near = difflib.get_close_matches(name, legal, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(sorted(legal))}"
+        raise ConfigError(f"train.save_best: {key} is no metric that can rank checkpoints: {hint}")
+    if name in PROBE_KEYS and (probe_steps is None or eval_steps % probe_steps):
+        raise ConfigError(
+            f"train.save_best: {key} needs the probe at every evaluation (train.eval_steps={eval_steps}): "
+            f"set train.probe_steps to {eval_steps} or a divisor of it"
+        )
+    return legal[name]
