@@ -87,7 +87,9 @@ def check_identity(checkpoint: Path, identity: dict[str, Any]) -> None:
     """
     missing = [name for name in (STATE, IDENTITY) if not (checkpoint / name).is_file()]
     if missing:
-        raise ConfigError(f"{checkpoint}: not a checkpoint of coordexp ({', '.join(missing)} missing): delete the folder to use an older one")
+        raise ConfigError(
+            f"{checkpoint}: not a checkpoint of coordexp ({', '.join(missing)} missing): delete the folder to use an older one"
+        )
     found = json.loads((checkpoint / IDENTITY).read_text(encoding="utf-8"))
     problems = [
         f"{checkpoint.name}: {name}: made with {found.get(name)}, this start has {value}: an exact continuation needs the same; "

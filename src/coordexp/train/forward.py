@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import types
 from typing import Any
 
@@ -59,4 +60,6 @@ def bind_coord_loss(model: Any, *, vocab: CoordVocab, objective: CoordObjective,
         )
         return output
 
+    # ``generate`` checks its arguments against the signature.
+    forward.__signature__ = inspect.signature(type(model).forward)  # type: ignore[attr-defined]
     model.forward = types.MethodType(forward, model)

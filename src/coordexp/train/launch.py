@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from transformers import TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from coordexp.data.collate import TrainCollator
 from coordexp.data.dataset import RecordDataset
 from coordexp.data.options import PackingOptions
-from coordexp.data.packed import PackedDataset
+from coordexp.data.packed import PackedDataset, data_digest
 from coordexp.data.records import Record
 from coordexp.data.template import ChatTemplate
+from coordexp.errors import ConfigError, RunStopped
 from coordexp.losses.objective import CoordObjective
 from coordexp.modeling.load import copy_processor_files
-from coordexp.train.callbacks import JsonlLog, ProgressBar
+from coordexp.modeling.positions import backbone
+from coordexp.train.best import check_best
+from coordexp.train.callbacks import JsonlLog, ProgressBar, rewind_log
+from coordexp.train.checkpoint import STATE, check_identity, checkpoint_step, checkpoints, publish, remove_partial
 from coordexp.train.options import TrainOptions
-from coordexp.train.packing import packed_data, refuse_leaks
+from coordexp.train.packing import PackedData, packed_data, refuse_leaks
+from coordexp.train.probe import GenerationProbe, ProbeRun
+from coordexp.train.speed import SpeedMeter
+from coordexp.train.stopping import StopRequest
 from coordexp.train.trainer import CoordTrainer
 from coordexp.vocab.coord_vocab import CoordVocab
 
@@ -51,6 +59,8 @@ def training_arguments(options: TrainOptions, output_dir: Path, *, seed: int) ->
         save_strategy="steps",
         save_steps=options.save_steps,
         save_total_limit=options.save_total_limit,
+        metric_for_best_model=options.save_best,
+        greater_is_better=check_best(options.save_best, probe_steps=options.probe_steps, eval_steps=options.eval_steps),
         dataloader_num_workers=options.dataloader_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
@@ -96,50 +106,136 @@ def train(
     seed: int,
     console: Console,
     packing: PackingOptions | None = None,
+    resume: bool = False,
+    probe: ProbeRun | None = None,
 ) -> Path:
-    """Train and return the folder of the final model, ``checkpoints/final``."""
+    """Train and return the folder of the final model, ``checkpoints/final``.
+
+    ``resume`` goes on from the last complete checkpoint, or from the start where there is none. ``probe`` is called on the model every ``options.probe_steps`` steps, see :class:`GenerationProbe`.
+
+    Raises:
+        ConfigError: what cannot work, or a checkpoint that does not belong to this run.
+        RunStopped: a signal came; a checkpoint was saved.
+    """
     tokenizer = template.tokenizer
     vocab = CoordVocab.from_tokenizer(tokenizer, template.codec.num_bins)
     # TrainingArguments has no field for it any more; the callback reads this variable.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")
-    bar = ProgressBar(console)
     args = training_arguments(options, run_dir / "checkpoints", seed=seed)
+    first = args.process_index == 0
     train_data: Any = RecordDataset(train_records, template)
     eval_data: Any = RecordDataset(eval_records, template)
+    identity: dict[str, Any] = {"data": data_digest(train_records)}
     plain = TrainCollator(pad_id(tokenizer), model.config.image_token_id)
     collate: Any = plain
     lines: list[str] = []
     if packing is not None and packing.enabled:
         packs = packed_data(packing, model=model, train=train_data, evaluation=eval_data, collate=plain, args=args)
         train_data, eval_data, collate, lines = packs.train, packs.eval, packs.collator, packs.lines()
-        packs.write(run_dir / "packing.json")
+        identity["packing"] = train_data.schedule.plan.fingerprint
+        if first:
+            _compare_plans(run_dir / "packing.json", packs, resume)
+            packs.write(run_dir / "packing.json")
+    bar, stop = ProgressBar(console), StopRequest()
+    callbacks: list[Any] = [JsonlLog(run_dir / "logging.jsonl", header), bar] if first else []
+    if probe is not None and options.probe_steps is not None:
+        callbacks.insert(0, GenerationProbe(options.probe_steps, probe))
     trainer = CoordTrainer(
         model=model,
         objective=objective,
         vocab=vocab,
         processor_from=processor_from,
+        on_nonfinite=options.on_nonfinite,
+        nonfinite_path=run_dir / "nonfinite.jsonl",
+        identity=identity,
+        stop=stop,
         args=args,
         train_dataset=train_data,
         eval_dataset=eval_data,
         data_collator=collate,
         processing_class=tokenizer,
-        callbacks=[JsonlLog(run_dir / "logging.jsonl", header), bar],
+        callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    trainer.speed = SpeedMeter(model, backbone(model))
+    for callback in callbacks:
+        if isinstance(callback, GenerationProbe):
+            callback.trainer = trainer
+    if options.on_nonfinite == "skip" and trainer.is_deepspeed_enabled:
+        raise ConfigError("train.on_nonfinite: DeepSpeed moves the weights inside the backward, a step cannot be left out: set it to stop")
+
+    def say(line: str) -> None:
+        if first:
+            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+
     for line in [*banner(trainer).splitlines(), *lines]:
-        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        say(line)
     if isinstance(train_data, PackedDataset):
         _probe(trainer, plain, console)
+    checkpoint = _checkpoint(trainer, run_dir, resume, say)
     try:
-        trainer.train()
+        with stop.listening(say):
+            _fit(trainer, checkpoint)
     finally:
         bar.close()
+    if trainer.stopped_by:
+        raise RunStopped(trainer.stopped_by)
+    if options.save_best is not None and trainer.state.best_global_step:
+        say(f"best {options.save_best}: {trainer.state.best_metric:.6g} in checkpoints/checkpoint-{trainer.state.best_global_step}")
+    return _save_final(trainer, run_dir, processor_from)
+
+
+def _compare_plans(path: Path, packs: PackedData, resume: bool) -> None:
+    """A resumed run must have the packing plan that ``packing.json`` names."""
+    if not (resume and path.is_file()):
+        return
+    written = json.loads(path.read_text(encoding="utf-8"))["train"]["fingerprint"]
+    planned = packs.train.schedule.plan.fingerprint
+    if written != planned:
+        raise ConfigError(
+            f"{path}: the packing plan was {written[:12]} when the run began and is {planned[:12]} now: data, tokenizer or template "
+            "have changed since; an exact continuation is impossible, start a new run in another output_dir"
+        )
+
+
+def _checkpoint(trainer: CoordTrainer, run_dir: Path, resume: bool, say: Callable[[str], None]) -> Path | None:
+    """The checkpoint to go on from; the log is taken back to it."""
+    folder = run_dir / "checkpoints"
+    first = trainer.is_world_process_zero()
+    if first:
+        remove_partial(folder)
+    trainer.accelerator.wait_for_everyone()
+    found = checkpoints(folder) if resume else []
+    if resume and first:
+        step = checkpoint_step(found[-1]) if found else 0
+        rows = rewind_log(run_dir / "logging.jsonl", step)
+        taken = f"; {rows} later rows of logging.jsonl taken back" if rows else ""
+        say(f"resuming from {found[-1].name}{taken}" if found else f"no checkpoint yet: training starts at step 0{taken}")
+    if not found:
+        return None
+    check_identity(found[-1], trainer.identity)
+    return found[-1]
+
+
+def _fit(trainer: CoordTrainer, checkpoint: Path | None) -> None:
+    if checkpoint is not None and checkpoint_step(checkpoint) >= trainer.args.max_steps:
+        # Trained to the end, and stopped before the final model was written. Trainer would make one more step.
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.state = TrainerState.load_from_json(str(checkpoint / STATE))
+        return
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def _save_final(trainer: CoordTrainer, run_dir: Path, processor_from: Path) -> Path:
     final = run_dir / "checkpoints" / "final"
     staging = final.with_name("final.tmp")
     trainer.save_model(str(staging))
-    copy_processor_files(processor_from, staging)
-    staging.rename(final)
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        copy_processor_files(processor_from, staging)
+        publish(staging, final)
+    trainer.accelerator.wait_for_everyone()
     return final
 
 

@@ -139,7 +139,9 @@ class CoordTrainer(ResumableTrainer):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         value = torch.as_tensor(0.0 if norm is None else norm, device=self.args.device)
         asked = torch.tensor(self.stop.signum, device=self.args.device)
-        flags = torch.stack([self._watch.bad().to(asked.device) + (~torch.isfinite(value)).to(asked), (asked == 15).to(asked), (asked == 2).to(asked)])
+        flags = torch.stack(
+            [self._watch.bad().to(asked.device) + (~torch.isfinite(value)).to(asked), (asked == 15).to(asked), (asked == 2).to(asked)]
+        )
         bad, terminated, interrupted = self.accelerator.reduce(flags, reduction="sum").tolist()
         self._stopping = 15 if terminated else 2 if interrupted else 0
         if bad:
@@ -249,7 +251,11 @@ class CoordTrainer(ResumableTrainer):
         """Batches of the training data; where it does not divide over the ranks, fillers complete the last ones."""
         data = self._even(self.train_dataset, self.args.train_batch_size)
         return self._get_dataloader(
-            dataset=data, description="Training", batch_size=self.args.train_batch_size, sampler_fn=self._get_train_sampler, is_training=True
+            dataset=data,
+            description="Training",
+            batch_size=self.args.train_batch_size,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
         )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
