@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,57 +112,44 @@ def train(
 ) -> Path:
     """Train and return the folder of the final model, ``checkpoints/final``.
 
-    ``resume`` goes on from the last complete checkpoint, or from the start where there is none. ``probe`` is called on the model every ``options.probe_steps`` steps, see :class:`GenerationProbe`.
+    ``resume`` goes on from the last complete checkpoint, or from the start where there is none. ``probe`` is called on the model
+    every ``options.probe_steps`` steps, see :class:`GenerationProbe`.
 
     Raises:
         ConfigError: what cannot work, or a checkpoint that does not belong to this run.
         RunStopped: a signal came; a checkpoint was saved.
     """
-    tokenizer = template.tokenizer
-    vocab = CoordVocab.from_tokenizer(tokenizer, template.codec.num_bins)
     # TrainingArguments has no field for it any more; the callback reads this variable.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")
     args = training_arguments(options, run_dir / "checkpoints", seed=seed)
     first = args.process_index == 0
-    train_data: Any = RecordDataset(train_records, template)
-    eval_data: Any = RecordDataset(eval_records, template)
-    identity: dict[str, Any] = {"data": data_digest(train_records)}
-    plain = TrainCollator(pad_id(tokenizer), model.config.image_token_id)
-    collate: Any = plain
-    lines: list[str] = []
-    if packing is not None and packing.enabled:
-        packs = packed_data(packing, model=model, train=train_data, evaluation=eval_data, collate=plain, args=args)
-        train_data, eval_data, collate, lines = packs.train, packs.eval, packs.collator, packs.lines()
-        identity["packing"] = train_data.schedule.plan.fingerprint
-        if first:
-            _compare_plans(run_dir / "packing.json", packs, resume)
-            packs.write(run_dir / "packing.json")
+    data = _data(template, train_records, eval_records, packing, model=model, args=args)
+    if data.packs is not None and first:
+        _compare_plans(run_dir / "packing.json", data.packs, resume)
+        data.packs.write(run_dir / "packing.json")
     bar, stop = ProgressBar(console), StopRequest()
-    callbacks: list[Any] = [JsonlLog(run_dir / "logging.jsonl", header), bar] if first else []
-    if probe is not None and options.probe_steps is not None:
-        callbacks.insert(0, GenerationProbe(options.probe_steps, probe))
+    generation = None if probe is None or options.probe_steps is None else GenerationProbe(options.probe_steps, probe)
     trainer = CoordTrainer(
         model=model,
         objective=objective,
-        vocab=vocab,
+        vocab=CoordVocab.from_tokenizer(template.tokenizer, template.codec.num_bins),
         processor_from=processor_from,
         on_nonfinite=options.on_nonfinite,
         nonfinite_path=run_dir / "nonfinite.jsonl",
-        identity=identity,
+        identity=data.identity,
         stop=stop,
         args=args,
-        train_dataset=train_data,
-        eval_dataset=eval_data,
-        data_collator=collate,
-        processing_class=tokenizer,
-        callbacks=callbacks,
+        train_dataset=data.train,
+        eval_dataset=data.eval,
+        data_collator=data.collator,
+        processing_class=template.tokenizer,
+        callbacks=[*([] if generation is None else [generation]), *([JsonlLog(run_dir / "logging.jsonl", header), bar] if first else [])],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.speed = SpeedMeter(model, backbone(model))
-    for callback in callbacks:
-        if isinstance(callback, GenerationProbe):
-            callback.trainer = trainer
+    if generation is not None:
+        generation.trainer = trainer
     if options.on_nonfinite == "skip" and trainer.is_deepspeed_enabled:
         raise ConfigError("train.on_nonfinite: DeepSpeed moves the weights inside the backward, a step cannot be left out: set it to stop")
 
@@ -169,10 +157,10 @@ def train(
         if first:
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
-    for line in [*banner(trainer).splitlines(), *lines]:
+    for line in [*banner(trainer).splitlines(), *([] if data.packs is None else data.packs.lines())]:
         say(line)
-    if isinstance(train_data, PackedDataset):
-        _probe(trainer, plain, console)
+    if data.packs is not None:
+        _probe(trainer, data.plain, console)
     checkpoint = _checkpoint(trainer, run_dir, resume, say)
     try:
         with stop.listening(say):
@@ -184,6 +172,37 @@ def train(
     if options.save_best is not None and trainer.state.best_global_step:
         say(f"best {options.save_best}: {trainer.state.best_metric:.6g} in checkpoints/checkpoint-{trainer.state.best_global_step}")
     return _save_final(trainer, run_dir, processor_from)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Data sets and collator of a run; ``identity`` is what a resumed run must find unchanged."""
+
+    train: Any
+    eval: Any
+    collator: Any
+    plain: TrainCollator
+    identity: dict[str, Any]
+    packs: PackedData | None = None
+
+
+def _data(
+    template: ChatTemplate,
+    train_records: Sequence[Record],
+    eval_records: Sequence[Record],
+    packing: PackingOptions | None,
+    *,
+    model: Any,
+    args: TrainingArguments,
+) -> _Data:
+    train_data, eval_data = RecordDataset(train_records, template), RecordDataset(eval_records, template)
+    identity = {"data": data_digest(train_records)}
+    plain = TrainCollator(pad_id(template.tokenizer), model.config.image_token_id)
+    if packing is None or not packing.enabled:
+        return _Data(train_data, eval_data, plain, plain, identity)
+    packs = packed_data(packing, model=model, train=train_data, evaluation=eval_data, collate=plain, args=args)
+    identity["packing"] = packs.train.schedule.plan.fingerprint
+    return _Data(packs.train, packs.eval, packs.collator, plain, identity, packs)
 
 
 def _compare_plans(path: Path, packs: PackedData, resume: bool) -> None:
