@@ -68,6 +68,8 @@ def training_arguments(options: TrainOptions, output_dir: Path, *, seed: int) ->
         label_names=["shift_labels"],
         report_to=list(options.report_to) or "none",
         disable_tqdm=True,
+        # Every parameter takes part in every step: a micro-batch without coordinate positions gives graph-connected zeros.
+        ddp_find_unused_parameters=False,
         use_cpu=not torch.cuda.is_available(),
         seed=seed,
         data_seed=seed,

@@ -46,4 +46,7 @@ class GenerationProbe(TrainerCallback):
         if args.world_size > 1:
             broadcast_object_list(box)
         trainer.probe_values = box[0]
+        # Writing a row takes the request to log this step away.
+        wanted = control.should_log
         trainer.log(dict(box[0]))
+        control.should_log = wanted
