@@ -2,8 +2,8 @@
 
     python benchmarks/kills.py --kills 20 --work FOLDER
 
-Every killed run must end with the same weights, bit for bit, and the same log (clocks apart); after every kill the manifest and the log must
-be readable and no checkpoint half-written. Exit code 1 when one is not. Each run may be killed several times before it ends.
+Every killed run must end with the same weights, bit for bit, and the same log (clocks apart); after every kill the manifest and the
+log must be readable and no checkpoint half-written. Exit code 1 when one is not. Each run may be killed several times before it ends.
 """
 
 from __future__ import annotations

@@ -8,22 +8,21 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import tiny
+from coordexp.losses.sums import Normalizer
+from coordexp.train.forward import bind_coord_loss
+from coordexp.train.trainer import BOOKKEEPING
 
 
 def sharded_gradient(batches, rank):
     """Gradient of two batches under FSDP2, one on each rank, as one whole vector, and that of one process on both."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    from coordexp.losses.sums import Normalizer
     from test_ranks import OBJECTIVE, counted
 
     text, coord = counted(batches)
     whole = tiny.gradients(accumulated(batches, OBJECTIVE, Normalizer(text, coord)))
-    from coordexp.train.forward import bind_coord_loss
-
     model = tiny.fresh_model().train()
     bind_coord_loss(model, vocab=tiny.vocab(), objective=OBJECTIVE)
     mesh = init_device_mesh("cpu", (2,))
@@ -38,15 +37,11 @@ def sharded_gradient(batches, rank):
 
 def inputs(batch):
     """What the model takes of a batch."""
-    from coordexp.train.trainer import BOOKKEEPING
-
     return {k: v for k, v in batch.items() if k not in BOOKKEEPING}
 
 
 def accumulated(batches, objective, normalizer):
     """A fresh model with the gradient of all batches."""
-    from coordexp.train.forward import bind_coord_loss
-
     model = tiny.fresh_model().train()
     bind_coord_loss(model, vocab=tiny.vocab(), objective=objective)
     for batch in batches:

@@ -40,8 +40,10 @@ def check_best(key: str | None, *, probe_steps: int | None, eval_steps: int) -> 
     legal = rankable()
     name = key.removeprefix("eval_")
     if name not in legal:
-        near = difflib.get_close_matches(name, legal, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(sorted(legal))}"
+        # Compared with whole keys and with their last part: people write crps for coord_dist/crps.
+        parts = {part: full for full in legal for part in (full.rpartition("/")[2], full)}
+        near = difflib.get_close_matches(name.rpartition("/")[2], parts, n=1, cutoff=0.6) or difflib.get_close_matches(name, parts, n=1)
+        hint = f"did you mean {parts[near[0]]}?" if near else f"expected one of {', '.join(sorted(legal))}"
         raise ConfigError(f"train.save_best: {key} is no metric that can rank checkpoints: {hint}")
     if name in PROBE_KEYS and (probe_steps is None or eval_steps % probe_steps):
         raise ConfigError(

@@ -110,6 +110,7 @@ class ResumableTrainer(Trainer):
     """
 
     identity: dict[str, Any]
+    keep_checkpoints: int | None
 
     def window_state(self) -> dict[str, Any]:
         """Tensors and plain values of this rank that the next step of an uninterrupted run would start from."""
@@ -146,7 +147,7 @@ class ResumableTrainer(Trainer):
         if self.args.should_save:
             self._save_state(staging, final)
             publish(staging, final)
-            rotate(folder, limit=self.args.save_total_limit, keep=self.state.best_global_step)
+            rotate(folder, limit=self.keep_checkpoints, keep=self.state.best_global_step)
         self.accelerator.wait_for_everyone()
 
     def _window_name(self) -> str:
@@ -161,6 +162,15 @@ class ResumableTrainer(Trainer):
                 self.state.stateful_callbacks[type(part).__name__] = part.state()
         self.state.save_to_json(str(staging / STATE))
         (staging / IDENTITY).write_text(json.dumps(self.identity, indent=1) + "\n", encoding="utf-8")
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A checkpoint must fill the model; a tied weight is in it under one of its names."""
+        tensors = self.model.state_dict(keep_vars=True)
+        filled = {id(tensor) for name, tensor in tensors.items() if name not in load_result.missing_keys}
+        missing = [name for name in load_result.missing_keys if id(tensors[name]) not in filled]
+        if missing or load_result.unexpected_keys:
+            wrong = [*missing, *load_result.unexpected_keys]
+            raise ConfigError(f"the checkpoint's weights do not fit the model: {', '.join(wrong[:5])}: it belongs to another model folder")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

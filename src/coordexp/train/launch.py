@@ -59,7 +59,8 @@ def training_arguments(options: TrainOptions, output_dir: Path, *, seed: int) ->
         eval_steps=options.eval_steps,
         save_strategy="steps",
         save_steps=options.save_steps,
-        save_total_limit=options.save_total_limit,
+        # Ours to do: with a limit of 1 Trainer deletes the newest checkpoint when it is not the best one.
+        save_total_limit=None,
         metric_for_best_model=options.save_best,
         greater_is_better=check_best(options.save_best, probe_steps=options.probe_steps, eval_steps=options.eval_steps),
         dataloader_num_workers=options.dataloader_workers,
@@ -136,6 +137,7 @@ def train(
         objective=objective,
         vocab=CoordVocab.from_tokenizer(template.tokenizer, template.codec.num_bins),
         processor_from=processor_from,
+        keep_checkpoints=options.save_total_limit,
         on_nonfinite=options.on_nonfinite,
         nonfinite_path=run_dir / "nonfinite.jsonl",
         identity=data.identity,

@@ -53,6 +53,7 @@ class CoordTrainer(ResumableTrainer):
         vocab: CoordVocab,
         impl: str = "auto",
         processor_from: Path | None = None,
+        keep_checkpoints: int | None = None,
         on_nonfinite: str = "stop",
         nonfinite_path: Path | None = None,
         identity: dict[str, Any] | None = None,
@@ -66,6 +67,7 @@ class CoordTrainer(ResumableTrainer):
         self.objective = objective
         self.vocab = vocab
         self.processor_from = processor_from
+        self.keep_checkpoints = keep_checkpoints
         self.on_nonfinite = on_nonfinite
         self.nonfinite_path = nonfinite_path
         self.identity = {"processes": self.args.world_size, **(identity or {})}
