@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -26,15 +26,16 @@ def _module(*words, **options):
 
 
 def test_help_names_every_group_and_takes_less_than_half_a_second():
-    seconds = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        done = _module("--help")
-        seconds.append(time.perf_counter() - begin)
-        assert done.returncode == 0
-        assert all(group in done.stdout for group in ("run", "train", "predict", "evaluate", "report", "data", "model", "vocab"))
-    # The best of three: the other worker of the test run may hold the core.
-    assert min(seconds) < 0.5
+    def spent():
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    before = spent()
+    done = _module("--help")
+    assert done.returncode == 0
+    assert all(group in done.stdout for group in ("run", "train", "predict", "evaluate", "report", "data", "model", "vocab", "bench"))
+    # Processor time: a busy machine is no fault of the command.
+    assert spent() - before < 0.5
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

@@ -25,3 +25,11 @@ class VocabError(CoordexpError):
 
 class ComparisonError(CoordexpError):
     """Two runs or files that cannot be compared or evaluated against each other."""
+
+
+class RunStopped(Exception):
+    """A signal ended a run in good order: a checkpoint was saved. The command line exits with 128 + ``signum``."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+        super().__init__(f"stopped by signal {signum}")

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
+import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,10 +20,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from coordexp.config.load import dump_config
+from coordexp.config.load import differing_keys, dump_config, load_config, to_plain
 from coordexp.config.schema import ExperimentConfig
 from coordexp.decode.options import DecodeOptions
-from coordexp.errors import ConfigError, DataError
+from coordexp.errors import ConfigError, DataError, RunStopped
 from coordexp.runs.manifest import RunDirectory, Status
 
 STAGES = ("data", "model", "train", "predict", "evaluate", "report")
@@ -44,34 +48,55 @@ def run(
     *,
     command: list[str],
     overwrite: bool = False,
+    resume: bool = False,
     until: str | None = None,
     console: Console | None = None,
 ) -> tuple[str, ...]:
     """Run an experiment from its data to its report; returns the expectations of the file that were missed.
 
     ``until`` names the last stage. The manifest says at every moment how far the run is; an
-    interrupted or failed run is marked as such.
+    interrupted or failed run is marked as such. ``resume`` continues such a run at the stage it stopped in. Under torchrun or
+    accelerate every process calls this; they share the training stage, the rest is the first one's.
 
     Raises:
         CoordexpError: whatever the user can mend; nothing is left half-written under a final name.
+        RunStopped: SIGTERM or Ctrl-C while training; a checkpoint was saved.
     """
-    console = console or Console()
     if until is not None and until not in STAGES:
         raise ConfigError(f"unknown stage {until!r}: expected one of {', '.join(STAGES)}")
     _preflight(config)
-    directory = RunDirectory.create(run_dir, name=config.name, config_yaml=dump_config(config), command=command, overwrite=overwrite)
-    chain = _Chain(config, directory, console)
-    wanted = STAGES if until is None else STAGES[: STAGES.index(until) + 1]
+    processes = _join()
+    console = console or Console(quiet=not processes.first)
+    planned = STAGES if until is None else STAGES[: STAGES.index(until) + 1]
+    wanted = planned
+    if processes.first:
+        directory = _directory(config, run_dir, command, overwrite=overwrite, resume=resume)
+        wanted = directory.remaining(planned) if resume else planned
+        if not wanted:
+            console.print(f"{run_dir}: nothing to resume, {planned[-1]} was the last stage and is done", soft_wrap=True)
+    processes.wait()
+    if not processes.first:
+        directory = RunDirectory.open(run_dir, writes=False)
+    wanted = processes.share(wanted)
+    chain = _Chain(config, directory, console, resume)
     status: Status = "failed"
     try:
-        for number, stage in enumerate(wanted, start=1):
-            console.print(f"[bold]\\[{number}/{len(wanted)}] {stage}[/bold]")
-            with directory.stage(stage):
-                getattr(chain, stage)()
+        with _termination():
+            for stage in wanted:
+                console.print(f"[bold]\\[{planned.index(stage) + 1}/{len(planned)}] {stage}[/bold]")
+                with directory.stage(stage):
+                    if processes.first or stage == "train":
+                        getattr(chain, stage)()
+                    if stage in ("data", "model"):
+                        processes.wait()
+                if stage == "train":
+                    processes.leave()
+                    if not processes.first:
+                        return ()
         status = "complete"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RunStopped):
         status = "interrupted"
-        console.print(f"{run_dir} is incomplete (its manifest.json says how far it got): run again with --overwrite", soft_wrap=True)
+        console.print(f"{run_dir} is incomplete: the same command with --resume goes on, with --overwrite starts again", soft_wrap=True)
         raise
     finally:
         directory.finish(status)
@@ -82,12 +107,60 @@ def run(
     return ()
 
 
+def _join() -> Any:
+    """The processes of this start; alone, nothing heavy is loaded for it."""
+    from coordexp.train.processes import Processes
+
+    return Processes.join()
+
+
+def _directory(config: ExperimentConfig, run_dir: Path, command: list[str], *, overwrite: bool, resume: bool) -> RunDirectory:
+    """A new run directory, or the one to go on with.
+
+    Raises:
+        ConfigError: resuming what is no run, or a run of another configuration.
+    """
+    if not resume:
+        return RunDirectory.create(run_dir, name=config.name, config_yaml=dump_config(config), command=command, overwrite=overwrite)
+    if not (run_dir / "manifest.json").is_file():
+        raise ConfigError(f"{run_dir}: no run to resume (no manifest.json): leave --resume out to start one")
+    directory = RunDirectory.open(run_dir)
+    before = to_plain(load_config(run_dir / "config.yaml"))
+    # Where the folder lies does not change the run.
+    changed = [line for line in differing_keys(before, to_plain(config)) if not line.startswith("output_dir:")]
+    if changed:
+        raise ConfigError([f"{run_dir}: --resume needs the configuration the run began with: {line}" for line in changed])
+    directory.resume(command)
+    return directory
+
+
+@contextmanager
+def _termination() -> Iterator[None]:
+    """SIGTERM outside of training ends the run in good order too; training has its own way."""
+
+    def stop(signum: int, frame: Any) -> None:
+        raise RunStopped(signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _preflight(config: ExperimentConfig) -> None:
     """Refuse what cannot work before anything is written."""
     if config.model.path is not None:
         from coordexp.modeling.load import check_model_folder
 
         check_model_folder(Path(config.model.path))
+    if config.train.save_best is not None:
+        from coordexp.train.best import check_best
+
+        check_best(config.train.save_best, probe_steps=config.train.probe_steps, eval_steps=config.train.eval_steps)
     if config.data.source is not None and not Path(config.data.source).is_dir():
         raise ConfigError(f"data.source: expected a folder, {config.data.source} is none: pass --set data.source=FOLDER")
     if config.adapter.kind in ("lora", "dora"):
@@ -106,6 +179,16 @@ class _Chain:
     config: ExperimentConfig
     directory: RunDirectory
     console: Console
+    resume: bool = False
+
+    def _clear(self, *names: str) -> None:
+        """What a stage that was stopped half-way left of its output."""
+        for name in names:
+            path = self._root / name
+            if path.is_symlink():
+                path.unlink()
+            elif path.exists():
+                shutil.rmtree(path)
 
     def _say(self, text: str) -> None:
         self.console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
@@ -122,6 +205,7 @@ class _Chain:
         from coordexp.data.records import verify_images
 
         data = self.config.data
+        self._clear("data")
         with _bar(self.console, "images") as progress:
             if data.kind == "synth":
                 from coordexp.data.synthetic import write_scenes
@@ -171,6 +255,7 @@ class _Chain:
         from coordexp.vocab.adapters import is_adapter
         from coordexp.vocab.coord_vocab import CoordVocab
 
+        self._clear("tiny", "model")
         source = self.config.model.path
         base = write_tiny_model(self._root / "tiny", self.config.model.tiny) if source is None else Path(source)
         if not self.config.vocab.extend:
@@ -201,15 +286,18 @@ class _Chain:
         from coordexp.modeling.load import load_model
         from coordexp.train.launch import train
 
+        if self.resume and (self._root / "checkpoints" / "final").is_dir():
+            return
         folder = self._root / "model"
+        template, held_out = self._template(folder), self._records("val")
         set_seed(self.config.seed)
         train(
             self.config.train,
             objective=self.config.objective,
             model=load_model(folder, self.config.model),
-            template=self._template(folder),
+            template=template,
             train_records=self._records("train"),
-            eval_records=self._records("val"),
+            eval_records=held_out,
             run_dir=self._root,
             processor_from=folder,
             header={key: self.directory.manifest[key] for key in ("config_sha256", "git", "versions")},
@@ -217,6 +305,9 @@ class _Chain:
             console=self.console,
             packing=self.config.data.packing,
             adapter=self.config.adapter,
+            metrics=self.config.token_type_metrics,
+            resume=self.resume,
+            probe=lambda model: probe(model, template, held_out[: self.config.train.probe_samples], self.config.decode),
         )
 
     def predict(self) -> None:
@@ -270,6 +361,34 @@ class _Chain:
             missed += [] if reached else [key]
         self._say(f"report: {os.path.relpath(self._root / 'report.html')}")
         return tuple(missed)
+
+
+def probe(model: Any, template: Any, records: list[Any], options: DecodeOptions) -> dict[str, float]:
+    """Generate on ``records`` and score: ``probe/{parse_rate,f1_50,objects_per_image,duplicate_rate}``; what is undefined is NaN.
+
+    F1 at IoU .5 is class-agnostic, with the boxes of ``options.readout``.
+    """
+    from coordexp.decode.predict import predict
+    from coordexp.evaluate.options import EvaluateOptions
+    from coordexp.evaluate.result import evaluate_files
+    from coordexp.vocab.coord_vocab import CoordVocab
+
+    with tempfile.TemporaryDirectory(prefix="coordexp-probe-") as scratch:
+        truth, found = Path(scratch) / "records.jsonl", Path(scratch) / "predictions.jsonl"
+        lines = []
+        for record in records:
+            file, _, number = record.source.rpartition(":")
+            lines.append(Path(file).read_text(encoding="utf-8").splitlines()[int(number) - 1])
+        truth.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        predict(model, template, records, found, vocab=CoordVocab.from_tokenizer(template.tokenizer), options=options)
+        results = evaluate_files(found, truth, EvaluateOptions(bootstrap=0), out=None)
+    keys = {
+        "probe/parse_rate": "health.parse_rate",
+        "probe/f1_50": "detection.file.agnostic.f1.50",
+        "probe/objects_per_image": "health.boxes_per_image",
+        "probe/duplicate_rate": "health.duplicate_rate",
+    }
+    return {name: float("nan") if results[key] is None else float(results[key]) for name, key in keys.items()}
 
 
 def _predict(model: Any, template: Any, records: list[Any], out: Path, options: DecodeOptions, console: Console) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Any
 
@@ -9,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from coordexp.cli import audit, bench, data, evaluate, model, predict, report, run, vocab
-from coordexp.errors import CoordexpError
+from coordexp.errors import CoordexpError, RunStopped
 
 
 class _Interrupted(Exception):
@@ -48,13 +49,16 @@ app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:
-    """Run a command. A user's mistake is one line on stderr per fault and exit code 2; an interruption exits with 130."""
+    """Run a command. A user's mistake is one line on stderr per fault and exit code 2; an interruption exits with 130, SIGTERM with 143."""
     try:
         app()
     except CoordexpError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
+    except RunStopped as stop:
+        print("interrupted" if stop.signum == signal.SIGINT else "terminated", file=sys.stderr)
+        sys.exit(128 + stop.signum)
     except _Interrupted:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

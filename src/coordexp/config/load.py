@@ -216,6 +216,18 @@ def to_plain(config: ExperimentConfig) -> dict[str, Any]:
     return plain
 
 
+def differing_keys(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys at which two plain configurations differ, as ``key: old -> new``."""
+    found = []
+    for key in sorted(a.keys() | b.keys()):
+        old, new = a.get(key), b.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differing_keys(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key}: {old!r} -> {new!r}")
+    return found
+
+
 class _Dumper(yaml.SafeDumper):
     """Floats in a form that YAML 1.1 reads back as floats; text that the loader would take for one is quoted."""
 

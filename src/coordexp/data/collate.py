@@ -43,7 +43,8 @@ class TrainCollator:
             "coord_centers": shift(_pad([e.centers for e in examples], length, float("nan"), torch.float32), float("nan")),
             "coord_extents": shift(_pad([e.extents for e in examples], length, float("nan"), torch.float32), float("nan")),
             "coord_slots": shift(_pad([e.slots for e in examples], length, -1, torch.long), -1),
-            "image_ids": [e.image_id for e in examples],
+            # A filler that supervises nothing is no sample of the step.
+            "image_ids": [e.image_id for e in examples if any(e.roles)],
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torch.utils.data import Dataset
 
 from coordexp.data.records import Record
 from coordexp.data.template import ChatTemplate, Example
+from coordexp.grammar import ROLE_CODES
 
 
 class RecordDataset(Dataset[Example]):
@@ -41,3 +43,36 @@ class RecordDataset(Dataset[Example]):
         images = [processor.get_number_of_image_patches(r.height, r.width) // area for r in self.records]
         # ``lengths`` counts one placeholder for the image.
         return [text - 1 + image for text, image in zip(self.lengths(), images, strict=True)]
+
+
+class EvenDataset(Dataset[Example]):
+    """``samples``, then fillers up to a whole number of batches for every rank: they supervise nothing and count nowhere.
+
+    Without them accelerate repeats the first samples where a set does not divide over the ranks, and they would count twice.
+    """
+
+    def __init__(self, samples: RecordDataset, *, multiple: int) -> None:
+        self.samples = samples
+        self.size = len(samples)
+        self.slots = -(-self.size // multiple) * multiple
+
+    def __len__(self) -> int:
+        return self.slots
+
+    def __getitem__(self, index: int) -> Example:
+        return self.samples[index] if index < self.size else unsupervised(self.samples[0])
+
+    def set_epoch(self, epoch: int) -> None:
+        """As for the samples."""
+        self.samples.set_epoch(epoch)
+
+    def lengths(self) -> list[int]:
+        """Answer lengths of the samples, fillers left out."""
+        return self.samples.lengths()
+
+
+def unsupervised(example: Example) -> Example:
+    """The sample with every label off."""
+    n = len(example.input_ids)
+    nan = float("nan")
+    return dataclasses.replace(example, roles=[ROLE_CODES["none"]] * n, centers=[nan] * n, extents=[nan] * n, slots=[-1] * n)

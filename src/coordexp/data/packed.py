@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from coordexp.data.collate import IGNORE, TrainCollator
-from coordexp.data.dataset import RecordDataset
+from coordexp.data.dataset import RecordDataset, unsupervised
 from coordexp.data.options import PackingOptions
 from coordexp.data.packing import FILLER, PackPlan, PackSchedule, digest, plan_packs
 from coordexp.data.records import Record
@@ -61,12 +60,6 @@ class PackedDataset(Dataset[Pack]):
         """Called by the data loader at the start of an epoch."""
         self.samples.set_epoch(epoch)
         self._order = self.schedule.order(epoch)
-
-
-def unsupervised(example: Example) -> Example:
-    """The sample with every label off."""
-    n = len(example.input_ids)
-    return dataclasses.replace(example, roles=[ROLE_CODES["none"]] * n, centers=[NAN] * n, extents=[NAN] * n, slots=[-1] * n)
 
 
 # What runs along the row, and what stands there in padding.

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -35,9 +35,10 @@ class RunDirectory:
     ``path`` is the directory; ``manifest`` the content of ``manifest.json``, changed through the methods only.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, path: Path, manifest: dict[str, Any], *, writes: bool = True) -> None:
         self.path = path
         self.manifest = manifest
+        self.writes = writes
 
     @classmethod
     def create(
@@ -68,8 +69,7 @@ class RunDirectory:
             "stage": None,
             "started": _now(),
             "finished": None,
-            # The shell may expand the program's own name to a path of this machine; the arguments stay as typed.
-            "command": [Path(word).name if i == 0 else word for i, word in enumerate(command)],
+            "command": _as_typed(command),
             "config_sha256": hashlib.sha256(config_yaml.encode()).hexdigest(),
             "git": git_state(),
             "versions": versions(),
@@ -85,13 +85,32 @@ class RunDirectory:
         return run
 
     @classmethod
-    def open(cls, path: str | Path) -> RunDirectory:
-        """The run directory at ``path`` as it stands.
+    def open(cls, path: str | Path, *, writes: bool = True) -> RunDirectory:
+        """The run directory at ``path`` as it stands. ``writes=False``: changes stay in memory (another process writes them).
 
         Raises:
             DataError: no manifest, or one that cannot be read.
         """
-        return cls(Path(path), read_manifest(Path(path)))
+        return cls(Path(path), read_manifest(Path(path)), writes=writes)
+
+    def resume(self, command: list[str]) -> None:
+        """Set the status back to ``running``; the time, the command and where the run stood go to ``resumed``."""
+        entry = {"at": _now(), "status": self.manifest["status"], "stage": self.manifest["stage"], "command": _as_typed(command)}
+        self.manifest.setdefault("resumed", []).append(entry)
+        now = {"git": git_state(), "versions": versions()}
+        for name, value in now.items():
+            if self.manifest[name] != value:
+                self.manifest["notes"].append(
+                    f"resumed with another {name}: {json.dumps(value)}, begun with {json.dumps(self.manifest[name])}"
+                )
+        self.manifest.update(status="running", finished=None)
+        self._save()
+
+    def remaining(self, stages: Sequence[str]) -> tuple[str, ...]:
+        """The stages from the one the run stopped in; those before it are done."""
+        stopped = self.manifest["stage"]
+        first = next((i for i, name in enumerate(stages) if name == stopped or name not in self.manifest["stages"]), len(stages))
+        return tuple(stages[first:])
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -143,7 +162,13 @@ class RunDirectory:
         return digest
 
     def _save(self) -> None:
-        write_text(self.path / MANIFEST, json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n")
+        if self.writes:
+            write_text(self.path / MANIFEST, json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n")
+
+
+def _as_typed(command: list[str]) -> list[str]:
+    """The shell may expand the program's own name to a path of this machine; the arguments stay as typed."""
+    return [Path(word).name if i == 0 else word for i, word in enumerate(command)]
 
 
 def _make_room(root: Path, overwrite: bool) -> None:
@@ -161,7 +186,7 @@ def _make_room(root: Path, overwrite: bool) -> None:
         state = f"a run with status {found.get('status')!r}" + (f" in stage {found['stage']!r}" if found.get("stage") else "")
     except DataError:
         state = "a run whose manifest cannot be read"
-    raise ConfigError(f"{root}: already holds {state}: choose another output_dir or pass --overwrite")
+    raise ConfigError(f"{root}: already holds {state}: choose another output_dir, continue it with --resume, or pass --overwrite")
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:

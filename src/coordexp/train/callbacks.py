@@ -10,9 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
+from coordexp.data.staging import atomic_text
+
 
 class JsonlLog(TrainerCallback):
-    """Appends one flat object per log event to ``path``; the first row is the header."""
+    """Appends one flat object per log event to ``path``; the first row is the header. One process of a run has one."""
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
         self.path = path
@@ -27,6 +29,28 @@ class JsonlLog(TrainerCallback):
     def _append(self, row: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def rewind_log(path: Path, step: int) -> int:
+    """Take back the rows that a run wrote after ``step``, from which it goes on, and a torn last line; returns how many.
+
+    With them gone the finished log reads like that of an uninterrupted run.
+    """
+    if not path.is_file():
+        return 0
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = []
+    for line in lines:
+        if not line.endswith("\n"):
+            continue
+        row = json.loads(line)
+        # The summary that an interrupted session wrote when it left.
+        if row.get("kind") == "header" or (row["step"] <= step and "train_runtime" not in row):
+            kept.append(line)
+    if len(kept) < len(lines):
+        with atomic_text(path) as file:
+            file.writelines(kept)
+    return len(lines) - len(kept)
 
 
 class ProgressBar(TrainerCallback):
@@ -64,7 +88,16 @@ class ProgressBar(TrainerCallback):
         logs = logs or {}
         if self.progress is not None and "loss" in logs:
             note = f"loss {logs['loss']:.3f}  coord error {logs['coord_dist/median_bin_mae']:.1f} bins"
+            if "speed/tokens_per_s" in logs:
+                note += f"  {logs['speed/samples_per_s']:.1f} samples/s  {logs['speed/tokens_per_s']:.0f} tokens/s"
             self.progress.update(self.task, note=note)
+        if "probe/f1_50" in logs and state.is_world_process_zero:
+            self.console.print(
+                f"  step {state.global_step}/{state.max_steps}: generated F1@.5 {logs['probe/f1_50']:.3f}, "
+                f"{logs['probe/objects_per_image']:.1f} objects an image, {logs['probe/parse_rate']:.0%} parsed",
+                highlight=False,
+                soft_wrap=True,
+            )
         if "eval_loss" in logs and state.is_world_process_zero:
             self.console.print(
                 f"  step {state.global_step}/{state.max_steps}: eval loss {logs['eval_loss']:.3f}, "

@@ -13,11 +13,14 @@ from coordexp.errors import ConfigError
 from coordexp.losses.linear import CoordLossOutput, linear_coord_loss
 from coordexp.losses.objective import CoordObjective
 from coordexp.losses.sums import Normalizer
+from coordexp.train.options import TokenTypeMetrics
 from coordexp.vocab.adapters import head_of
 from coordexp.vocab.coord_vocab import CoordVocab
 
 
-def bind_coord_loss(model: Any, *, vocab: CoordVocab, objective: CoordObjective, impl: str = "auto") -> None:
+def bind_coord_loss(
+    model: Any, *, vocab: CoordVocab, objective: CoordObjective, impl: str = "auto", metrics: TokenTypeMetrics | None = None
+) -> None:
     """Replace the forward, in place, by one that takes ``shift_labels`` and returns ``CoordLossOutput``.
 
     It runs the backbone, then :func:`linear_coord_loss` on the head's weight; the model's own loss is
@@ -28,6 +31,7 @@ def bind_coord_loss(model: Any, *, vocab: CoordVocab, objective: CoordObjective,
     Raises:
         ConfigError: the coordinate tokens do not fit the model's table, or the head is adapted in a way the loss cannot see.
     """
+    shown = metrics or TokenTypeMetrics()
     causal = unwrapped(model)
     rows = head_of(causal, vocab).weight.shape[0]
     if vocab.start + vocab.num_bins > rows:
@@ -64,7 +68,8 @@ def bind_coord_loss(model: Any, *, vocab: CoordVocab, objective: CoordObjective,
             coord_weight=head.coord_weight,
             bias=head.bias,
             impl=impl,
-            top5=True,
+            top5=shown.enabled and shown.log_top5,
+            diagnostics=shown.enabled,
         )
         return output
 

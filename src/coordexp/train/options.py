@@ -30,6 +30,9 @@ class TrainOptions:
 
     ``lr_vision``, ``lr_aligner`` and ``lr_coord_rows`` stand in for ``learning_rate`` in that part (None: the same).
     ``min_lr_ratio`` is the share of its peak at which a cosine schedule ends, of every learning rate alike.
+    ``on_nonfinite``: a step with a loss or gradient that is no number ends training, or is left out and counted. ``probe_steps``: every so
+    many steps ``probe_samples`` validation images are generated on and scored. ``save_best``: the metric (as in an evaluation, without
+    ``eval_``; or ``probe/...``) whose best checkpoint is kept beside the newest ones.
     """
 
     max_steps: int = 100
@@ -53,13 +56,17 @@ class TrainOptions:
     eval_steps: int = 100
     save_steps: int = 200
     save_total_limit: int | None = 2
+    save_best: str | None = None
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    probe_steps: int | None = None
+    probe_samples: int = 16
     dataloader_workers: int = 0
     report_to: tuple[str, ...] = field(default=("tensorboard",))
 
     def __post_init__(self) -> None:
         counts = ("max_steps", "per_device_batch_size", "gradient_accumulation_steps", "eval_batch_size")
-        for name in (*counts, "logging_steps", "eval_steps", "save_steps"):
-            if self.__dict__[name] < 1:
+        for name in (*counts, "logging_steps", "eval_steps", "save_steps", "save_total_limit", "probe_steps", "probe_samples"):
+            if self.__dict__[name] is not None and self.__dict__[name] < 1:
                 raise ValueError(f"train.{name}: expected at least 1, got {self.__dict__[name]}")
         for name in ("learning_rate", "lr_vision", "lr_aligner", "lr_coord_rows"):
             rate = self.__dict__[name]

@@ -1,0 +1,71 @@
+"""One rank of the two-process test: ``torchrun plain_ranks.py WORKSPACE OUT``; rank 0 writes what it saw."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+import tiny
+from coordexp.losses.sums import Normalizer
+from coordexp.train.forward import bind_coord_loss
+from coordexp.train.trainer import BOOKKEEPING
+
+
+def sharded_gradient(batches, rank):
+    """Gradient of two batches under FSDP2, one on each rank, as one whole vector, and that of one process on both."""
+    from test_ranks import OBJECTIVE, counted
+
+    text, coord = counted(batches)
+    whole = tiny.gradients(accumulated(batches, OBJECTIVE, Normalizer(text, coord)))
+    model = tiny.fresh_model().train()
+    bind_coord_loss(model, vocab=tiny.vocab(), objective=OBJECTIVE)
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in (*model.model.language_model.layers, *model.model.visual.blocks):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    loss = model(**inputs(batches[rank]), normalizer=Normalizer(text, coord)).loss * 2
+    loss.backward()
+    parts = [p.grad.full_tensor().flatten() for p in model.parameters() if p.grad is not None]
+    return torch.cat(parts), whole
+
+
+def inputs(batch):
+    """What the model takes of a batch."""
+    return {k: v for k, v in batch.items() if k not in BOOKKEEPING}
+
+
+def accumulated(batches, objective, normalizer):
+    """A fresh model with the gradient of all batches."""
+    model = tiny.fresh_model().train()
+    bind_coord_loss(model, vocab=tiny.vocab(), objective=objective)
+    for batch in batches:
+        model(**inputs(batch), normalizer=normalizer).loss.backward()
+    return model
+
+
+if __name__ == "__main__":
+    shared, out = Path(sys.argv[1]), Path(sys.argv[2])
+    tiny.workspace = lambda: shared
+    from test_ranks import make_trainer, mixed_records
+
+    seen = {}
+    for name, samples in (("mixed", mixed_records()), ("ragged", tiny.records()[:5])):
+        trainer, watch = make_trainer(out / name, samples, size=2, accumulate=2)
+        if name == "ragged":
+            watch.stop_signal = trainer.stop  # the last run: SIGTERM arrives on the second rank only
+        trainer.train()
+        seen[name] = (watch.gradient, watch.logs, trainer.stopped_by)
+    seen["files"] = sorted(str(p.relative_to(out)) for p in (out / "mixed").rglob("*") if p.is_file())
+    rank = int(os.environ["RANK"])
+    halves = [tiny.collator()([tiny.template().encode(r) for r in tiny.records()[i : i + 3]]) for i in (0, 3)]
+    seen["sharded"], seen["whole"] = sharded_gradient(halves, rank)
+    if rank == 0:
+        torch.save(seen, out / "rank0.pt")
+    dist.barrier()
+    dist.destroy_process_group()
