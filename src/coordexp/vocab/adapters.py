@@ -88,7 +88,7 @@ def adapt(model: Any, options: AdapterOptions, vocab: CoordVocab, *, base: Path)
     ``base`` is the folder of ``model``, recorded in the adapter's configuration as an absolute path.
 
     Raises:
-        ConfigError: a target that matches no layer, with some that would.
+        ConfigError: a target that matches no layer, with some that would; or a head whose rows PEFT would not train.
     """
     if options.kind == "none":
         for name, parameter in model.named_parameters():
