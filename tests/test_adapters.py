@@ -291,6 +291,31 @@ def test_an_adapter_without_its_base_or_weights_is_one_line(tmp_path):
         load_model(folder)
 
 
+def _cut(folder):
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+
+
+def _other_base(folder):
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(workspace() / "tiny")}))
+
+
+def _other_method(folder):
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "NONSENSE"}))
+
+
+@pytest.mark.parametrize("damage", [_cut, _other_base, _other_method])
+def test_a_damaged_adapter_or_another_base_is_one_line(damage, tmp_path):
+    adapt(base_model(), AdapterOptions(kind="lora"), vocab(), base=workspace() / "model").save_pretrained(tmp_path)
+    template().tokenizer.save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ConfigError, match="damaged or does not fit") as error:
+        load_model(tmp_path)
+    assert len(str(error.value).splitlines()) == 1
+
+
 def test_disabled_adapters_leave_the_base_table():
     model = adapted_model(kind="lora")
     assert head_of(model, vocab()).coord_weight is not None
