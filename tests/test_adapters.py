@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -15,6 +16,7 @@ from coordexp.decode.generate import generate
 from coordexp.errors import ConfigError
 from coordexp.losses.objective import CoordObjective
 from coordexp.modeling.load import check_model_folder, load_model
+from coordexp.modeling.tiny import tiny_config
 from coordexp.train import forward as forward_module
 from coordexp.train.forward import bind_coord_loss
 from coordexp.train.launch import training_arguments
@@ -22,7 +24,7 @@ from coordexp.train.options import TrainOptions
 from coordexp.train.trainer import CoordTrainer
 from coordexp.vocab.adapters import adapt, head_of, part_of, target_layers
 from coordexp.vocab.options import AdapterOptions
-from tiny import collator, records, template, vocab, workspace
+from tiny import SMALL, collator, records, template, vocab, workspace
 
 # PEFT's own, where a test calls it directly.
 PEFT_NOISE = (
@@ -159,6 +161,23 @@ def test_targets_mean_parts_or_ends_of_names_and_leave_out_head_and_frozen_parts
     assert {part_of(name) for name in ends} == {"aligner"}
 
 
+@pytest.mark.parametrize(("targets", "count"), [(("all-linear",), 42), (("all-linear", "aligner"), 48), (("vision",), 24)])
+def test_exactly_the_targets_are_adapted_where_peft_shortens_long_lists_of_names(targets, count, tmp_path):
+    from peft.tuners.lora import LoraLayer
+    from transformers import Qwen3VLForConditionalGeneration
+
+    config = tiny_config(dataclasses.replace(SMALL, num_layers=6, vision_depth=6), template().tokenizer)
+    config.text_config.vocab_size = base_model().config.text_config.vocab_size
+    model, options = Qwen3VLForConditionalGeneration(config), AdapterOptions(kind="lora", targets=targets)
+    wanted = target_layers(model, options)
+    assert len(wanted) == count
+    adapted = adapt(model, options, vocab(), base=workspace() / "model")
+    found = [name.removeprefix("base_model.model.") for name, module in adapted.named_modules() if isinstance(module, LoraLayer)]
+    assert sorted(found) == wanted
+    adapted.save_pretrained(tmp_path)
+    assert len(json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]) < count
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -270,6 +289,31 @@ def test_an_adapter_without_its_base_or_weights_is_one_line(tmp_path):
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="names its base_model_name_or_path"):
         load_model(folder)
+
+
+def _cut(folder):
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+
+
+def _other_base(folder):
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(workspace() / "tiny")}))
+
+
+def _other_method(folder):
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "NONSENSE"}))
+
+
+@pytest.mark.parametrize("damage", [_cut, _other_base, _other_method])
+def test_a_damaged_adapter_or_another_base_is_one_line(damage, tmp_path):
+    adapt(base_model(), AdapterOptions(kind="lora"), vocab(), base=workspace() / "model").save_pretrained(tmp_path)
+    template().tokenizer.save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ConfigError, match="damaged or does not fit") as error:
+        load_model(tmp_path)
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_disabled_adapters_leave_the_base_table():

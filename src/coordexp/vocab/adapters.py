@@ -88,7 +88,7 @@ def adapt(model: Any, options: AdapterOptions, vocab: CoordVocab, *, base: Path)
     ``base`` is the folder of ``model``, recorded in the adapter's configuration as an absolute path.
 
     Raises:
-        ConfigError: a target that matches no layer, with some that would.
+        ConfigError: a target that matches no layer, with some that would; or a head whose rows PEFT would not train.
     """
     if options.kind == "none":
         for name, parameter in model.named_parameters():
@@ -217,14 +217,16 @@ def merge_adapter(model: Any, folder: Path) -> Any:
         ConfigError: an adapter that does not fit this model, or without its weights.
     """
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     if not (folder / "adapter_model.safetensors").is_file():
         raise ConfigError(f"{folder}: adapter_model.safetensors is missing beside {ADAPTER_CONFIG}")
     try:
         with _quiet_peft():
             adapted = PeftModel.from_pretrained(model, folder, is_trainable=False)
-    except (RuntimeError, ValueError, IndexError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{folder}: this adapter does not fit its base model: {reason}") from error
+    except (SafetensorError, RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
+        # What PEFT raises for weights cut short, another base model, a configuration that is not its own.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ConfigError(f"{folder}: this adapter is damaged or does not fit its base model ({reason})") from error
     with torch.no_grad():
         return adapted.merge_and_unload(safe_merge=True)
