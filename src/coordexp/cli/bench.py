@@ -1,4 +1,4 @@
-"""``coordexp bench loss``."""
+"""``coordexp bench loss`` and ``step``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,6 @@ import typer
 from coordexp.cli.common import progress
 
 app = typer.Typer(help="Measure speed and memory on this machine.", no_args_is_help=True)
-
-
-# With one command only, typer would drop the command's name.
-@app.callback()
-def _group() -> None:
-    pass
 
 
 @app.command("loss")
@@ -56,3 +50,27 @@ def loss(
     if out is not None:
         append_csv(table, out)
         append_csv(singles, out.with_name(f"{out.stem}_terms.csv"))
+
+
+@app.command("step")
+def step(
+    model: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Model folder with coordinate tokens.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Records, JSONL.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples of the step.")] = 8,
+    vocab_rows: Annotated[int, typer.Option(min=0, help="Rows that the embedding table is padded to; 0: as it is.")] = 152_704,
+    rounds: Annotated[int, typer.Option(min=2, help="Counted rounds; one more warms up.")] = 7,
+    out: Annotated[Path | None, typer.Option(help="CSV to append to.")] = None,
+) -> None:
+    """A training step with all metrics, without, and under the stock Trainer, interleaved."""
+    from coordexp.bench.measure import append_csv
+    from coordexp.bench.step import StepBench, measure
+
+    bench = StepBench(model=model, data=data, batch_size=batch_size, vocab_rows=vocab_rows or None, rounds=rounds)
+    with progress("measuring") as show:
+        rows = measure(bench, show)
+    for row in rows:
+        typer.echo(
+            f"{row['variant']:<16}{row['p50_ms']:>10} ms a step (p20 {row['p20_ms']}, p80 {row['p80_ms']})  x {row['to_metrics_off']}"
+        )
+    if out is not None:
+        append_csv(rows, out)
