@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -211,8 +212,8 @@ class _Chain:
         folder = self._root / "checkpoints" / "final"
         model = load_model(folder, self.config.model)
         records = self._records("test")
-        boxes = _predict(model, self._template(folder), records, self._root / "predictions.jsonl", self.config.decode, self.console)
-        self._say(f"{boxes} boxes on {len(records)} images")
+        done = _predict(model, self._template(folder), records, self._root / "predictions.jsonl", self.config.decode, self.console)
+        self._say(f"{done.boxes} boxes on {len(records)} images, {done.boxes / done.seconds:.1f} boxes/s")
 
     def evaluate(self) -> None:
         """Compare predictions with the test split."""
@@ -255,29 +256,75 @@ class _Chain:
         return tuple(missed)
 
 
-def _predict(model: Any, template: Any, records: list[Any], out: Path, options: DecodeOptions, console: Console) -> int:
+@contextmanager
+def _boxes_bar(console: Console) -> Iterator[Callable[[int, int, int], None]]:
+    """A progress callback ``(done, total, boxes)`` that shows boxes/s; nothing is drawn on a pipe."""
+    if not console.is_terminal:
+        yield lambda done, total, boxes: None
+        return
+    columns = (TextColumn("  generating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[rate]}"))
+    begin = time.perf_counter()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("generating", total=None, rate="")
+
+        def show(done: int, total: int, boxes: int) -> None:
+            progress.update(task, completed=done, total=total, rate=f"{boxes / (time.perf_counter() - begin):.1f} boxes/s")
+
+        yield show
+
+
+def _predict(model: Any, template: Any, records: list[Any], out: Path, options: DecodeOptions, console: Console, **more: Any) -> Any:
     from coordexp.decode.predict import predict
     from coordexp.vocab.coord_vocab import CoordVocab
 
     vocab = CoordVocab.from_tokenizer(template.tokenizer)
-    with _bar(console, "generating") as progress:
-        return predict(model, template, records, out, vocab=vocab, options=options, progress=progress)
+    with _boxes_bar(console) as progress:
+        return predict(model, template, records, out, vocab=vocab, options=options, progress=progress, **more)
 
 
 def predict_file(
     model: Path, data: Path, out: Path, options: DecodeOptions, *, prompt: str | None = None, limit: int | None = None,
-    console: Console | None = None,
-) -> int:  # fmt: skip
-    """Predict the records of one file with a model folder; returns the number of boxes written."""
+    calibrate: tuple[Path, Path | None] | None = None, device: str = "auto", overwrite: bool = False, console: Console | None = None,
+) -> Any:  # fmt: skip
+    """Predict the records of one file with a model folder; returns what this process did (``decode.predict.Predicted``).
+
+    ``calibrate``: a saved calibration, or a prediction file and its records; what was fitted is saved as
+    ``OUT.calibration.json``. Under torchrun each process takes its share of the records, on its own GPU if there is one.
+    """
     from coordexp.data.options import DEFAULT_PROMPT
-    from coordexp.data.records import read_records, verify_images
+    from coordexp.data.records import read_records
     from coordexp.data.template import ChatTemplate
+    from coordexp.decode.output import Workers
+    from coordexp.decode.scores import open_calibration
     from coordexp.modeling.load import load_image_processor, load_model, load_tokenizer
+    from coordexp.runs.manifest import file_sha256
     from coordexp.vocab.coord_vocab import CoordVocab
 
+    where = _device(device)
     tokenizer = load_tokenizer(model)
     CoordVocab.from_tokenizer(tokenizer)
-    records = list(read_records(data, limit=limit).records)
-    verify_images(records)
+    # A damaged image is a row with its error, not the end: images are looked at one by one, in their batch.
+    records = list(read_records(data, limit=limit, check_images=False).records)
+    calibration = None if calibrate is None else open_calibration(*calibrate, options.score)
     template = ChatTemplate(tokenizer, load_image_processor(model), prompt=prompt or DEFAULT_PROMPT)
-    return _predict(load_model(model), template, records, out, options, console or Console())
+    weights = {path.name: file_sha256(path) for path in sorted(model.glob("*.safetensors"))}
+    settings = {"model_sha256": weights, "prompt": template.prompt}
+    loaded = load_model(model).to(where)
+    workers = Workers.from_environment()
+    done = _predict(
+        loaded, template, records, out, options, console or Console(stderr=True, quiet=workers.rank > 0), settings=settings,
+        calibration=calibration, overwrite=overwrite, workers=workers,
+    )  # fmt: skip
+    if calibration is not None and workers.rank == 0:
+        calibration.save(out.with_name(out.name + ".calibration.json"))
+    return done
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device: expected auto, cpu or cuda, got {name}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no GPU here: use --device cpu")
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name != "cpu" and torch.cuda.is_available() else "cpu"
