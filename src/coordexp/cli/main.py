@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from coordexp.cli import data, evaluate, model, predict, report, run, vocab
+from coordexp.cli import bench, data, evaluate, model, predict, report, run, vocab
 from coordexp.errors import CoordexpError
 
 
@@ -43,6 +43,7 @@ app.command("report")(report.report)
 app.add_typer(data.app, name="data")
 app.add_typer(model.app, name="model")
 app.add_typer(vocab.app, name="vocab")
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

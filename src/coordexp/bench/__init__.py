@@ -1,0 +1,1 @@
+"""Measurements of this package's own speed, with the circumstances they were made in."""
