@@ -15,7 +15,8 @@ from coordexp.cli import main as cli
 from coordexp.cli import model as model_commands
 
 COMMANDS = (
-    ("run",), ("train",), ("predict",), ("evaluate",), ("report",), ("data", "synth"), ("data", "import", "voc"), ("data", "validate"),
+    ("run",), ("train",), ("predict",), ("evaluate",), ("report",), ("audit",), ("data", "synth"), ("data", "import"),
+    ("data", "validate"), ("data", "stats"), ("data", "render"),
     ("model", "tiny"), ("vocab", "extend"),
 )  # fmt: skip
 
@@ -68,6 +69,12 @@ def test_every_fault_of_an_experiment_is_one_error_line_and_nothing_is_written(t
         (("data", "validate", "none.jsonl"), "none.jsonl"),
         (("data", "import", "voc", "none", "--out", "o"), "none"),
         (("data", "import", "voc", "none", "--out", "o", "--on-invalid", "drop"), "--on-invalid: expected skip or error"),
+        (("data", "import", "vco", "none", "--out", "o"), "FORMAT: expected coco, voc, yolo, swift or qwen, got vco"),
+        (("data", "import", "qwen", "none", "--out", "o"), "--coords: expected one of absolute, norm1000, got none"),
+        (("data", "import", "voc", "none", "--out", "o", "--coords", "absolute"), "--coords: only for swift, qwen"),
+        (("data", "stats", "none.jsonl"), "none.jsonl"),
+        (("data", "stats", "none.jsonl", "--convention", "norm99"), "--convention: expected norm999"),
+        (("data", "render", "none.jsonl", "--out", "o"), "none.jsonl"),
         (("data", "synth", "--out", "o", "--min-objects", "4"), "--max-objects: expected at least"),
         (("data", "synth", "--out", "o", "--side", "8"), "--side: expected at least 32"),
         (("model", "tiny", "--out", "o", "--hidden-size", "7"), "--hidden-size: expected an even multiple"),

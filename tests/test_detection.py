@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,16 +97,16 @@ def test_counts_equal_brute_force_by_image_and_threshold(class_aware: bool) -> N
             for p, t in itertools.product(range(iou.shape[0]), range(iou.shape[1])):
                 iou[p, t] *= sample.pred_labels[p] == sample.true_labels[t]
         assert [brute_force(iou, t)[0] for t in THRESHOLDS] == counts.tp[i].tolist()
-        assert (counts.predicted[i], counts.true[i]) == iou.shape
+        assert (set(counts.predicted[i].tolist()), counts.true[i]) == ({iou.shape[0]}, iou.shape[1])
     if class_aware:
         assert (sum(counts.class_tp.values()) == counts.tp.sum(axis=0)).all()
         assert sum(counts.class_true.values()) == counts.true.sum()
-        assert sum(counts.class_predicted.values()) == counts.predicted.sum()
+        assert (sum(counts.class_predicted.values()) == counts.predicted.sum(axis=0)).all()
 
 
 def test_micro_metrics_are_ratios_of_pooled_counts_and_their_mean_over_thresholds() -> None:
     tp = np.array([[3, 2, 2, 2, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]])
-    metrics = micro_metrics(MatchCounts(tp, np.array([4, 1]), np.array([3, 2])))
+    metrics = micro_metrics(MatchCounts(tp, np.array([[4], [1]]).repeat(10, axis=1), np.array([3, 2])))
     assert metrics["precision.50"] == 4 / 5
     assert metrics["recall.50"] == 4 / 5
     assert metrics["f1.75"] == 2 * 2 / 10
@@ -223,3 +225,63 @@ def test_intervals_are_none_where_most_resamples_are_undefined() -> None:
     assert intervals({"single": Ratio(one[:1], one[:1])}, resamples=10, seed=0) == {"single": None}
     with pytest.raises(ValueError, match="same images"):
         intervals({"a": Ratio(one, one), "b": Ratio(one[:2], one[:2])}, resamples=10, seed=0)
+
+
+def crowded(rng: np.random.Generator, name: str) -> Sample:
+    """Random boxes, some of them predicted inside large crowd regions."""
+    sample = make_sample(rng, name)
+    low = rng.uniform(0, 90, (2, 2))
+    crowd = np.concatenate([low, low + rng.uniform(40, 90, (2, 2))], axis=1)
+    return dataclasses.replace(sample, crowd_labels=tuple(rng.choice(list("abc"), 2)), crowd_boxes=crowd)
+
+
+def test_coco_metrics_with_crowds_equal_pycocotools() -> None:
+    rng = np.random.default_rng(8)
+    samples = [crowded(rng, str(i)) for i in range(25)]
+    samples = [s if s.scores is not None else dataclasses.replace(s, scores=np.zeros(len(s.pred_labels))) for s in samples]
+    names = sorted({label for s in samples for label in (*s.true_labels, *s.crowd_labels, *s.pred_labels)})
+
+    def entry(i: int, label: str, box: Any, crowd: int) -> dict[str, Any]:
+        w, h = box[2] - box[0], box[3] - box[1]
+        return {"image_id": i, "category_id": names.index(label) + 1, "bbox": [box[0], box[1], w, h], "area": w * h, "iscrowd": crowd}
+
+    truth = [entry(i, v, b, 0) for i, s in enumerate(samples) for v, b in zip(s.true_labels, s.true_boxes, strict=True)]
+    truth += [entry(i, v, b, 1) for i, s in enumerate(samples) for v, b in zip(s.crowd_labels, s.crowd_boxes, strict=True)]
+    found = [
+        {**entry(i, v, b, 0), "score": float(score)}
+        for i, s in enumerate(samples)
+        for v, b, score in zip(s.pred_labels, s.pred_boxes["file"], s.scores, strict=True)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        oracle = COCO()
+        oracle.dataset = {
+            "images": [{"id": i} for i in range(len(samples))],
+            "categories": [{"id": k + 1, "name": n} for k, n in enumerate(names)],
+            "annotations": [{**a, "id": k + 1} for k, a in enumerate(truth)],
+        }
+        oracle.createIndex()
+        evaluation = COCOeval(oracle, oracle.loadRes(found), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    metrics = coco_metrics(samples, "file")
+    plain = coco_metrics([dataclasses.replace(s, crowd_labels=(), crowd_boxes=np.zeros((0, 4))) for s in samples], "file")
+    assert metrics["ap"] == pytest.approx(evaluation.stats[0], abs=1e-12)
+    assert metrics["ap50"] == pytest.approx(evaluation.stats[1], abs=1e-12)
+    assert metrics["ar100"] == pytest.approx(evaluation.stats[8], abs=1e-12)
+    assert metrics["ap"] != plain["ap"]
+
+
+def test_a_box_without_a_match_inside_a_crowd_is_ignored_by_share_of_its_own_area_and_class() -> None:
+    boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [45, 0, 55, 10]], dtype=float)
+    crowd = np.array([[0, 0, 50, 50]], dtype=float)
+    sample = Sample("x", 100, 100, ("a",), boxes[:1], ("a", "a", "a"), {"file": boxes}, None, ("a",), crowd)
+    counts = count_matches([sample], "file", class_aware=True)
+    # The first is matched, the second wholly inside, the third half: ignored at .5 alone.
+    assert counts.predicted[0].tolist() == [1] + [2] * 9
+    assert counts.class_predicted["a"].tolist() == [1] + [2] * 9
+    assert counts.tp[0].tolist() == [1] * 10
+    assert micro_metrics(counts)["precision.50"] == 1
+    other = dataclasses.replace(sample, crowd_labels=("b",))
+    assert count_matches([other], "file", class_aware=True).predicted[0].tolist() == [3] * 10
+    assert count_matches([other], "file", class_aware=False).predicted[0].tolist() == [1] + [2] * 9

@@ -37,6 +37,7 @@ def test_run_goes_from_data_to_report_and_every_stage_reruns_from_disk(tmp_path,
     assert code == 0
     assert "[6/6] report" in out
     assert "report.html" in out.splitlines()[-1]
+    assert json.loads((run_dir / "audit.json").read_text())["rules"]
     manifest = json.loads((run_dir / "manifest.json").read_text())
     assert manifest["status"] == "complete"
     assert list(manifest["stages"]) == ["data", "model", "train", "predict", "evaluate", "report"]

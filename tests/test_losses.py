@@ -244,7 +244,7 @@ def test_bad_input_names_both_sides(change, words):
 
 
 def test_unknown_impl_lists_the_known_ones():
-    with pytest.raises(ValueError, match="auto, eager"):
+    with pytest.raises(ValueError, match="auto, chunked, eager, triton"):
         _loss(_case(), CoordObjective(), impl="fast")
 
 

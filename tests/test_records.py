@@ -88,7 +88,7 @@ def test_image_ids_do_not_depend_on_whether_images_are_checked(folder):
         (row(objects=[{"desc": " ", "bbox_2d": [4, 5, 6, 7]}]), "objects[0].desc: expected a non-empty string"),
         (row(objects=[{"bbox_2d": [4, 5, 6, 7]}]), "objects[0].desc: expected a non-empty string, got null"),
         (row(objects=[{"desc": "\ud800", "bbox_2d": [4, 5, 6, 7]}]), "objects[0].desc: expected valid Unicode"),
-        (row(objects=[{"desc": "a", "bbox": [4, 5, 6, 7]}]), "objects[0].bbox: expected one of the keys desc, bbox_2d, poly, point_2d"),
+        (row(objects=[{"desc": "a", "bbox": [4, 5, 6, 7]}]), "objects[0].bbox: expected one of the keys desc, bbox_2d, poly, "),
         (row(objects=[{"desc": "a", "bbox": [4, 5, 6, 7]}]), "did you mean 'bbox_2d'?"),
         (row(objects=[{"desc": "a", "poly": [1, 1, 9, 9]}]), "objects[0].poly: expected at least 3 points"),
         (row(objects=[{"desc": "a", "poly": [1, 1, 9, 9, 3, 4, 5]}]), "objects[0].poly: expected at least 3 points"),
@@ -98,6 +98,8 @@ def test_image_ids_do_not_depend_on_whether_images_are_checked(folder):
         (row(objects=[{"desc": "a", "point_2d": [-1, 2]}]), "objects[0].point_2d: expected points inside"),
         (row(objects=["a"]), "objects[0]: expected an object"),
         (row(objects={}), "objects: expected a list, got {}"),
+        (row(objects=[{**BOX, "iscrowd": 1}]), "objects[0].iscrowd: expected true or false, got 1"),
+        (row(objects=[{"desc": "a", "point_2d": [1, 2], "iscrowd": True}]), "objects[0].iscrowd: expected a crowd to cover a region"),
         (row(width=True), "width: expected a positive whole number of pixels, at most 1000000, got true"),
         (row(width=40.0), "width: expected a positive whole number"),
         (row(height=0), "height: expected a positive whole number"),
@@ -188,12 +190,6 @@ def test_open_image_gives_rgb_pixels_of_any_8_bit_image(folder, mode):
     opened = open_image(read_records(write(folder, row())).records[0])
     assert (opened.mode, opened.size) == ("RGB", (40, 32))
     np.testing.assert_array_equal(np.asarray(opened), 255)
-
-
-def test_open_image_refuses_16_bit_images(folder):
-    Image.fromarray(np.full((32, 40), 40_000, dtype=np.uint16)).save(folder / "img" / "a.png")
-    with pytest.raises(DataError, match="8 bits a channel"):
-        open_image(read_records(write(folder, row())).records[0])
 
 
 def test_verify_images_lists_every_damaged_image_and_reading_headers_does_not_notice(folder):

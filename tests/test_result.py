@@ -108,7 +108,8 @@ def test_results_hold_the_contract_keys_and_numbers(files: Files, tmp_path: Path
     assert "intervals.localisation.median.all.mean_bins" not in results
     assert results["health.parse_rate"] == 1
     assert results["health.empty_rate"] == pytest.approx(1 / 12)
-    assert results["counts"] == {"original": 12, "effective": 12, "failed": 0, "true_boxes": 22, "predicted_boxes": 22, "classes": 2}
+    boxes = {"true_boxes": 22, "crowd_regions": 0, "predicted_boxes": 22}
+    assert results["counts"] == {"original": 12, "effective": 12, "failed": 0, **boxes, "classes": 2}
     flat = {key: value for key, value in results.items() if key not in ("counts", "provenance")}
     assert all(value is None or isinstance(value, int | float | list) for value in flat.values())
 

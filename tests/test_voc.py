@@ -8,11 +8,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from coordexp.data.importers.voc import import_voc
+from coordexp.data.importers.base import ImportOptions
+from coordexp.data.importers.formats import import_data
 from coordexp.data.records import read_records, verify_images
 from coordexp.errors import ConfigError, DataError
 
 BCCD = Path(__file__).parents[1].parent / "shared" / "data" / "bccd"
+
+
+def import_voc(source: Path, out: Path, *, overwrite=False, progress=None, **options):
+    return import_data("voc", source, out, ImportOptions(**options), overwrite=overwrite, progress=progress)
 
 
 def add(folder: Path, image_id: str, *boxes, size=(40, 32), suffix=".jpg", extra="") -> None:
@@ -42,7 +47,7 @@ def test_pixels_counted_from_1_become_edges(tmp_path):
     assert [(o.desc, o.values) for o in record.objects] == [("cell", (0, 0, 40, 32)), ("dog", (2, 3.5, 10, 12))]
     assert (record.image_id, record.width, record.height) == ("i1", 40, 32)
     assert record.metadata == {"annotation": "i1.xml", "difficult": [1]}
-    assert (report.splits, report.boxes, report.classes, report.problems) == ({"all": 1}, 2, {"cell": 1, "dog": 1}, ())
+    assert (report.splits, report.objects, report.classes, report.dropped) == ({"all": 1}, 2, {"cell": 1, "dog": 1}, ())
     assert record.image.read_bytes() == (tmp_path / "voc" / "JPEGImages" / "i1.jpg").read_bytes()
 
 
@@ -58,7 +63,7 @@ def test_every_split_list_is_one_file_and_trainval_only_stands_in_for_its_halves
     seen = []
     assert import_voc(voc, tmp_path / "o2", progress=lambda *p: seen.append(p)).splits == {"train": 1, "val": 1, "test": 2}
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert sorted(os.listdir(tmp_path / "o2")) == ["images", "test.jsonl", "train.jsonl", "val.jsonl"]
+    assert sorted(os.listdir(tmp_path / "o2")) == ["images", "import.json", "test.jsonl", "train.jsonl", "val.jsonl"]
     assert [r.image.name for r in read_records(tmp_path / "o2" / "test.jsonl").records] == ["c.jpg", "d.png"]
 
 
@@ -77,9 +82,9 @@ def test_every_split_list_is_one_file_and_trainval_only_stands_in_for_its_halves
 def test_an_unusable_object_is_left_out_and_named_or_stops_the_import(tmp_path, box, why):
     add(tmp_path / "voc", "i", ("x", 2, 2, 9, 9), box, ("y", 3, 3, 9, 9))
     report = import_voc(tmp_path / "voc", tmp_path / "skip")
-    assert len(report.problems) == 1
-    assert report.problems[0].startswith(why)
-    assert (report.boxes, report.classes) == (2, {"x": 1, "y": 1})
+    assert len(report.dropped) == 1
+    assert report.dropped[0].startswith(why)
+    assert (report.objects, report.classes) == (2, {"x": 1, "y": 1})
     assert [o.desc for o in read_records(tmp_path / "skip" / "all.jsonl").records[0].objects] == ["x", "y"]
     with pytest.raises(DataError) as caught:
         import_voc(tmp_path / "voc", tmp_path / "error", on_invalid="error")
@@ -137,7 +142,7 @@ def no_jpeg(voc):
         (no_image, "i.xml: expected one image i.* in JPEGImages, got none"),
         (two_images, "i.xml: expected one image i.* in JPEGImages, got i.jpg and i.png"),
         (no_annotation, "i.xml: expected an annotation in Annotations, got none"),
-        (no_jpeg, "i.xml: expected a readable image i.jpg"),
+        (no_jpeg, "i.xml: expected an image file, got something else at"),
     ],
 )
 def test_an_unusable_image_is_left_out_and_named_or_stops_the_import(tmp_path, damage, why):
@@ -148,15 +153,15 @@ def test_an_unusable_image_is_left_out_and_named_or_stops_the_import(tmp_path, d
     damage(voc)
     report = import_voc(voc, tmp_path / "out")
     assert report.splits == {"train": 1}
-    assert len(report.problems) == 1
-    assert report.problems[0].startswith(why)
-    with pytest.raises(DataError, match=r"on_invalid=\"skip\""):
+    assert len(report.dropped) == 1
+    assert report.dropped[0].startswith(why)
+    with pytest.raises(DataError, match="--on-invalid skip"):
         import_voc(voc, tmp_path / "error", on_invalid="error")
 
 
 def test_an_annotation_may_leave_the_size_to_the_image(tmp_path):
     add(tmp_path / "voc", "i", ("x", 2, 2, 40, 32), size=(0, 0))
-    assert import_voc(tmp_path / "voc", tmp_path / "out", on_invalid="error").boxes == 1
+    assert import_voc(tmp_path / "voc", tmp_path / "out", on_invalid="error").objects == 1
 
 
 def test_an_image_in_two_splits_twice_in_one_or_in_another_folder_is_reported(tmp_path):
@@ -167,27 +172,32 @@ def test_an_image_in_two_splits_twice_in_one_or_in_another_folder_is_reported(tm
     add_list(voc, "test", "b", "../b")
     report = import_voc(voc, tmp_path / "out")
     assert report.splits == {"train": 2, "test": 1}
-    assert report.problems == (
+    assert report.warnings == ("test.txt:1: expected an image in one split, b.jpg is also in train (train.txt:2)",)
+    assert report.dropped == (
         "train.txt:3: expected an image once, got 'a' again (first at train.txt:1)",
-        "test.txt:1: expected an image in one split, 'b' is also at train.txt:2",
         "test.txt:2: expected the name of an image without folders, got '../b'",
     )
 
 
-def test_images_are_hard_links_and_copies_where_that_fails(tmp_path, monkeypatch):
+def test_images_are_links_or_copies_and_a_refused_link_says_what_to_do(tmp_path, monkeypatch):
     add(tmp_path / "voc", "i")
     source = tmp_path / "voc" / "JPEGImages" / "i.jpg"
     import_voc(tmp_path / "voc", tmp_path / "linked")
-    assert (tmp_path / "linked" / "images" / "i.jpg").samefile(source)
-
-    def refuse(*_):
-        raise PermissionError
-
-    monkeypatch.setattr(os, "link", refuse)
-    import_voc(tmp_path / "voc", tmp_path / "copied")
+    link = tmp_path / "linked" / "images" / "i.jpg"
+    assert link.is_symlink()
+    assert link.samefile(source)
+    import_voc(tmp_path / "voc", tmp_path / "copied", copy=True)
     copy = tmp_path / "copied" / "images" / "i.jpg"
-    assert not copy.samefile(source)
+    assert not copy.is_symlink()
     assert copy.read_bytes() == source.read_bytes()
+
+    def refuse(*_, **__):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    with pytest.raises(DataError, match=r"cannot be linked to i.jpg \(Operation not permitted\): import with --copy"):
+        import_voc(tmp_path / "voc", tmp_path / "refused")
+    assert sorted(os.listdir(tmp_path)) == ["copied", "linked", "voc"]
 
 
 def test_folders_that_cannot_be_used_are_refused(tmp_path):
@@ -211,8 +221,8 @@ def test_blood_cells_import_whole_but_for_two_degenerate_boxes(tmp_path):
         pytest.skip(f"the blood cell images are not at {BCCD}")
     report = import_voc(BCCD, tmp_path / "out")
     assert report.splits == {"train": 205, "val": 87, "test": 72}
-    assert (report.boxes, report.classes) == (4886, {"Platelets": 361, "RBC": 4153, "WBC": 372})
-    assert sorted(problem.split(": expected")[0] for problem in report.problems) == [
+    assert (report.objects, report.classes) == (4886, {"Platelets": 361, "RBC": 4153, "WBC": 372})
+    assert sorted(problem.split(": expected")[0] for problem in report.dropped) == [
         "BloodImage_00338.xml: object 13 (RBC)",
         "BloodImage_00343.xml: object 4 (RBC)",
     ]

@@ -59,3 +59,22 @@ def bounding_box(points: Sequence[float]) -> tuple[float, float, float, float]:
     """Smallest box around a flat list ``[x1, y1, x2, y2, ...]`` of points."""
     xs, ys = points[0::2], points[1::2]
     return min(xs), min(ys), max(xs), max(ys)
+
+
+def polygon_order(points: Sequence[float]) -> tuple[int, ...]:
+    """Canonical order of the vertices of ``[x1, y1, x2, y2, ...]``, as indices into them.
+
+    The walk along the outline is kept; only where it starts and which way it runs are chosen: from the topmost
+    vertex (the leftmost of several), clockwise as seen on the screen (y down), so a positive shoelace sum
+    ``sum(x_i y_{i+1} - x_{i+1} y_i)``. Where the sum is 0, or a vertex occurs twice, the smallest sequence by (y, x) decides.
+    Equal for every rotation and reversal of a polygon.
+    """
+    corners = list(zip(points[1::2], points[0::2], strict=True))
+    count = len(corners)
+    pairs = [(corners[i], corners[(i + 1) % count]) for i in range(count)]
+    # The exactly rounded sum has the same sign from every start, so the choice cannot flip.
+    turn = math.fsum(term for (y1, x1), (y2, x2) in pairs for term in (x1 * y2, -x2 * y1))
+    steps = (1, -1) if turn == 0 else (1,) if turn > 0 else (-1,)
+    starts = [i for i in range(count) if corners[i] == min(corners)]
+    walks = (tuple((start + step * i) % count for i in range(count)) for step in steps for start in starts)
+    return min(walks, key=lambda walk: [corners[i] for i in walk])

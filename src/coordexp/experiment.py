@@ -122,13 +122,16 @@ class _Chain:
 
                 write_scenes(self._root / "data", data.synth, progress)
             elif data.kind == "voc":
-                from coordexp.data.importers.voc import import_voc
+                from coordexp.data.importers.base import ImportOptions
+                from coordexp.data.importers.formats import import_data
 
                 assert data.source is not None
-                report = import_voc(Path(data.source), self._root / "data", on_invalid=data.on_invalid, progress=progress)
-                for problem in report.problems:
-                    self._say(f"left out: {problem}")
-                    self.directory.note(f"left out: {problem}")
+                options = ImportOptions(on_invalid=data.on_invalid)
+                report = import_data("voc", Path(data.source), self._root / "data", options, progress=progress)
+                for kind, lines in (("warning", report.warnings), ("left out", report.dropped)):
+                    for line in lines:
+                        self._say(f"{kind}: {line}")
+                        self.directory.note(f"{kind}: {line}")
             else:
                 assert data.source is not None
                 (self._root / "data").symlink_to(Path(data.source).resolve(), target_is_directory=True)
@@ -203,6 +206,7 @@ class _Chain:
             header={key: self.directory.manifest[key] for key in ("config_sha256", "git", "versions")},
             seed=self.config.seed,
             console=self.console,
+            packing=self.config.data.packing,
         )
 
     def predict(self) -> None:
@@ -232,9 +236,11 @@ class _Chain:
         return subset
 
     def report(self) -> None:
-        """Write ``report.html``."""
+        """Write ``audit.json`` and ``report.html``, which shows its findings."""
+        from coordexp.runs.audit import audit_run
         from coordexp.runs.report import write_report
 
+        audit_run(self._root)
         write_report(self._root, self.config.report)
 
     def headline(self) -> tuple[str, ...]:

@@ -1,17 +1,17 @@
-"""``coordexp data synth | import voc | validate``."""
+"""``coordexp data synth | import | validate | stats | render``."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from coordexp.cli.common import Overwrite, flags, progress
 
 app = typer.Typer(help="Make, import and check data.", no_args_is_help=True)
-importers = typer.Typer(help="Import other formats as records.", no_args_is_help=True)
-app.add_typer(importers, name="import")
 
 Out = Annotated[Path, typer.Option(help="Folder to write; must not exist.")]
 
@@ -40,33 +40,163 @@ def synth(
         typer.echo(f"{split}: {path}")
 
 
-@importers.command("voc")
-def voc(
-    source: Annotated[Path, typer.Argument(help="A Pascal VOC folder: Annotations, JPEGImages, ImageSets/Main.")],
+FORMATS = ("coco", "voc", "yolo", "swift", "qwen")
+
+
+@app.command("import")
+def import_(
+    format_name: Annotated[str, typer.Argument(metavar="FORMAT", help="coco, voc, yolo, swift (ms-swift JSONL) or qwen (bbox_2d JSON).")],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder, or the annotation file itself.")],
     out: Out,
-    on_invalid: Annotated[str, typer.Option(help="skip: leave a bad box out and say so; error: stop at it.")] = "skip",
+    split: Annotated[list[str] | None, typer.Option(help="Import only this split (repeatable); names the output of a single file.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the images, where it is not the format's own.")] = None,
+    coords: Annotated[str | None, typer.Option(help="swift, qwen: absolute (pixels) or norm1000 (0..1000). Never guessed.")] = None,
+    polygons: Annotated[bool, typer.Option("--polygons", help="coco: take outlines of one part instead of boxes.")] = False,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy images instead of linking them.")] = False,
+    on_invalid: Annotated[str, typer.Option(help="skip: leave what is bad out and say so; error: stop at it.")] = "skip",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Import a Pascal VOC folder as records."""
-    from coordexp.data.importers.voc import import_voc
-    from coordexp.errors import ConfigError
+    """Import another format as records: train.jsonl, val.jsonl, test.jsonl, images/ and import.json."""
+    from coordexp.data.importers.base import COORDS, ImportOptions
+    from coordexp.data.importers.formats import import_data
 
-    if on_invalid not in ("skip", "error"):
-        raise ConfigError(f"--on-invalid: expected skip or error, got {on_invalid}")
+    _one_of("FORMAT", format_name, FORMATS)
+    _one_of("--on-invalid", on_invalid, ("skip", "error"))
+    if coords is not None:
+        _one_of("--coords", coords, COORDS)
+        _only_for("--coords", format_name, ("swift", "qwen"))
+    if polygons:
+        _only_for("--polygons", format_name, ("coco",))
+    if images is not None:
+        _only_for("--images", format_name, ("coco", "swift", "qwen"))
+    options = ImportOptions(
+        splits=tuple(split or ()),
+        images=images,
+        coords=next((name for name in COORDS if name == coords), None),
+        polygons=polygons,
+        copy=copy,
+        on_invalid="skip" if on_invalid == "skip" else "error",
+    )
     with progress("images") as update:
-        report = import_voc(source, out, on_invalid="skip" if on_invalid == "skip" else "error", overwrite=overwrite, progress=update)
-    for problem in report.problems:
-        typer.echo(f"left out: {problem}")
-    splits = ", ".join(f"{count} {split}" for split, count in report.splits.items())
+        report = import_data(format_name, source, out, options, overwrite=overwrite, progress=update)
+    if as_json:
+        typer.echo(json.dumps(vars(report), ensure_ascii=False, indent=1))
+        return
+    for kind, lines in (("warning", report.warnings), ("repaired", report.repaired), ("left out", report.dropped)):
+        for line in lines:
+            typer.echo(f"{kind}: {line}")
+    splits = ", ".join(f"{count} {name}" for name, count in report.splits.items())
     classes = ", ".join(f"{name} {count}" for name, count in report.classes.items())
-    typer.echo(f"{splits} images, {report.boxes} boxes ({classes}) written to {out}")
+    crowd = f", {report.crowd} of them crowd regions" if report.crowd else ""
+    typer.echo(f"{splits} images, {report.objects} objects ({classes}){crowd} written to {out}")
+    typer.echo(
+        f"{len(report.warnings)} warnings, {len(report.repaired)} repaired, {len(report.dropped)} left out; also in {out / 'import.json'}"
+    )
 
 
 @app.command("validate")
-def validate(file: Annotated[Path, typer.Argument(help="Records, JSONL.")]) -> None:
-    """Check every record and decode every image of a file."""
-    from coordexp.data.records import read_records, verify_images
+def validate(
+    file: Annotated[Path, typer.Argument(help="Records, JSONL.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print counts and faults as JSON on stdout.")] = False,
+) -> None:
+    """Check every record and decode every image of a file; every fault is one line, with exit code 2."""
+    from coordexp.data.records import check_records
+    from coordexp.errors import DataError
 
-    records = read_records(file).records
-    verify_images(records)
-    typer.echo(f"{file}: {len(records)} records, {sum(len(r.objects) for r in records)} objects, all valid")
+    with progress("records") as update:
+        check = check_records(file, update)
+    if as_json:
+        typer.echo(json.dumps(vars(check), ensure_ascii=False, indent=1))
+        if check.faults:
+            raise typer.Exit(2)
+        return
+    if check.turned:
+        typer.echo(
+            f"note: {check.turned} images have an EXIF rotation: boxes must be counted in the upright picture (data render shows it)"
+        )
+    if check.faults:
+        raise DataError("\n".join(check.faults))
+    typer.echo(f"{file}: {check.records} records, {check.objects} objects, all valid")
+
+
+@app.command("stats")
+def stats(
+    file: Annotated[Path, typer.Argument(help="Records, JSONL.")],
+    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer folder with coordinate tokens: counts answer tokens.")] = None,
+    convention: Annotated[str, typer.Option(help="Coordinate convention of the grid.")] = "norm999",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Counts, sizes, boxes and tokens per image, and the best mean IoU that the coordinate grid allows, by box size."""
+    from coordexp.codec import CONVENTIONS, CoordCodec
+    from coordexp.data.records import read_records
+    from coordexp.data.stats import data_stats
+
+    _one_of("--convention", convention, tuple(CONVENTIONS))
+    count = None
+    if tokenizer is not None:
+        from coordexp.modeling.load import load_tokenizer
+        from coordexp.vocab.coord_vocab import CoordVocab
+
+        loaded = load_tokenizer(tokenizer)
+        # Without the tokens every coordinate would be spelt out, and the count would be several times too high.
+        CoordVocab.from_tokenizer(loaded)
+
+        def count(text: str) -> int:
+            return len(loaded(text, add_special_tokens=False)["input_ids"])
+
+    records = read_records(file, check_images=False).records
+    found = data_stats(records, CoordCodec(CONVENTIONS[convention].bins, convention), count)
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False, indent=1))
+        return
+    for name, value in found.items():
+        for line in _rows(name, value):
+            typer.echo(line)
+
+
+@app.command("render")
+def render(
+    file: Annotated[Path, typer.Argument(help="Records, JSONL.")],
+    out: Out,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many records.")] = 50,
+) -> None:
+    """Draw the objects on their images, and write a page with the answer text beside each."""
+    from coordexp.data.gallery import render_records
+    from coordexp.data.records import read_records
+
+    records = read_records(file, limit=limit).records
+    with progress("images") as update:
+        render_records(records, out, title=file.name, progress=update)
+    typer.echo(f"{len(records)} pictures and {out / 'index.html'} written")
+
+
+def _one_of(flag: str, value: str, names: Sequence[str]) -> None:
+    from coordexp.errors import ConfigError
+
+    if value not in names:
+        raise ConfigError(f"{flag}: expected {', '.join(names[:-1])} or {names[-1]}, got {value}")
+
+
+def _only_for(flag: str, format_name: str, names: Sequence[str]) -> None:
+    from coordexp.errors import ConfigError
+
+    if format_name not in names:
+        raise ConfigError(f"{flag}: only for {', '.join(names)}, got the format {format_name}: leave it out")
+
+
+def _rows(name: str, value: Any) -> list[str]:
+    """Lines of a table for a person."""
+    if name == "quantisation":
+        rows = [f"{'best reachable mean IoU':<26}{'boxes':>8}{'ceiling':>10}{'labels':>10}"]
+        for bucket, row in value.items():
+            numbers = "".join(f"{'-' if row[key] is None else format(row[key], '.4f'):>10}" for key in ("ceiling_iou", "label_iou"))
+            rows.append(f"  {bucket:<24}{row['boxes']:>8}{numbers}")
+        return rows
+    if name == "classes":
+        shown = [f"{desc} {count}" for desc, count in list(value.items())[:10]]
+        return [f"{'classes':<26}{len(value)}: {', '.join(shown)}{', ...' if len(value) > 10 else ''}"]
+    label = name.replace("_", " ")
+    if isinstance(value, dict):
+        return [f"{label:<26}" + "  ".join(f"{key} {number:.6g}" for key, number in value.items())]
+    return [f"{label:<26}{'-' if value is None else value}"]

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from coordexp.cli import bench, data, evaluate, model, predict, report, run, vocab
+from coordexp.cli import audit, bench, data, evaluate, model, predict, report, run, vocab
 from coordexp.errors import CoordexpError
 
 
@@ -39,6 +39,7 @@ app.command("run")(run.run)
 app.command("train")(run.train)
 app.command("predict")(predict.predict)
 app.command("evaluate")(evaluate.evaluate)
+app.command("audit")(audit.audit)
 app.command("report")(report.report)
 app.add_typer(data.app, name="data")
 app.add_typer(model.app, name="model")

@@ -33,3 +33,11 @@ class RecordDataset(Dataset[Example]):
         """Answer lengths in tokens, for grouping samples of similar length (images do not enter)."""
         grid = torch.tensor([[1, self.template.image_processor.merge_size, self.template.image_processor.merge_size]])
         return [len(self.template.encode_answer(self.template.instances(r)[0], grid)["input_ids"]) for r in self.records]
+
+    def token_counts(self) -> list[int]:
+        """Length in tokens of every sample, image placeholders included; no image is opened."""
+        processor = self.template.image_processor
+        area = int(processor.merge_size) ** 2
+        images = [processor.get_number_of_image_patches(r.height, r.width) // area for r in self.records]
+        # ``lengths`` counts one placeholder for the image.
+        return [text - 1 + image for text, image in zip(self.lengths(), images, strict=True)]

@@ -36,6 +36,24 @@ class SynthOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PackingOptions:
+    """Several samples in one row of at most ``length`` tokens, in training and evaluation; a batch size then counts packs.
+
+    ``on_overlong``: a sample longer than that is an error, or left out, counted and named; no sample is ever cut.
+    ``tail``: the last incomplete step of an epoch is taken with the packs there are (``pad``) or left out (``drop``).
+    """
+
+    enabled: bool = False
+    length: int = 4096
+    on_overlong: Literal["error", "drop"] = "error"
+    tail: Literal["drop", "pad"] = "pad"
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError(f"data.packing.length: expected at least 1 token, got {self.length}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """``kind``: ``synth`` makes scenes; ``voc`` imports a Pascal VOC folder ``source`` (splits by its ImageSets);
     ``jsonl`` reads ``source``/{train,val,test}.jsonl."""
@@ -49,6 +67,7 @@ class DataOptions:
     max_val: int | None = None
     max_test: int | None = None
     on_invalid: Literal["error", "skip"] = "error"
+    packing: PackingOptions = field(default_factory=PackingOptions)
 
     def __post_init__(self) -> None:
         if self.kind != "synth" and self.source is None:

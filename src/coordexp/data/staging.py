@@ -36,7 +36,7 @@ def staged_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A folder ``<out>.tmp`` to fill; it is renamed to ``out`` when the block ends and removed when it raises.
 
     An existing ``out`` must be empty. With ``overwrite=True`` it may be a data folder, i.e. hold nothing
-    but ``*.jsonl`` files and ``images``, which is then replaced as a whole.
+    but ``*.jsonl`` files, ``import.json`` and ``images``, which is then replaced as a whole.
 
     Raises:
         ConfigError: ``out`` is in use, or ``<out>.tmp`` exists and is not ours.
@@ -71,7 +71,7 @@ def _check_target(out: Path, overwrite: bool) -> bool:
     if entries and not overwrite:
         raise ConfigError(f"{out} is not empty: choose another output folder, or replace it with --overwrite")
     # A mistyped folder must not cost the user anything that is not a data set.
-    foreign = [name for name in entries if name != "images" and not name.endswith(".jsonl")]
+    foreign = [name for name in entries if name not in ("images", "import.json") and not name.endswith(".jsonl")]
     if foreign:
         raise ConfigError(f"{out} holds {foreign[0]!r}, which is not part of a data set: choose another output folder")
     return bool(entries)

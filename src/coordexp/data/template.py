@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import random
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from coordexp.boxes import bounding_box
 from coordexp.codec import CoordCodec
+from coordexp.data.answers import record_instances
 from coordexp.data.options import DEFAULT_PROMPT
-from coordexp.data.records import Record, RecordObject, open_image
-from coordexp.errors import ConfigError, DataError
+from coordexp.data.records import Record, open_image
+from coordexp.errors import ConfigError
 from coordexp.grammar import ROLE_CODES, Instance, render, token_roles
 
 IMAGE_TOKEN = "<|image_pad|>"
-_RESERVED = re.compile(r"<\|[^|<>]*\|>")
 
 
 @dataclass(frozen=True)
@@ -71,27 +67,7 @@ class ChatTemplate:
 
     def instances(self, record: Record, epoch: int = 0) -> tuple[list[Instance], int]:
         """The record's objects as bins, in answer order, and how many boxes had to be reopened."""
-        objects = sorted(record.objects, key=_position)
-        if self.order == "random":
-            random.Random(f"{self.seed}:{epoch}:{record.image_id}").shuffle(objects)
-        made = [self._instance(record, item) for item in objects]
-        return [instance for instance, _ in made], sum(moved for _, moved in made)
-
-    def _instance(self, record: Record, item: RecordObject) -> tuple[Instance, bool]:
-        if _RESERVED.search(item.desc):
-            raise DataError(f"{record.source}: desc: expected plain text, got {item.desc!r}, which holds a reserved token")
-        sides = np.where(np.arange(len(item.values)) % 2 == 0, record.width, record.height)
-        moved = False
-        if item.geometry == "bbox_2d":
-            quantized, moved = self.codec.quantize_box(item.values, record.width, record.height)
-            bins = tuple(quantized)
-        else:
-            bins = tuple(int(self.codec.quantize(v, s)) for v, s in zip(item.values, sides, strict=True))
-        centers = tuple(float(self.codec.to_bin(v, s)) for v, s in zip(item.values, sides, strict=True))
-        x1, y1, x2, y2 = bounding_box(item.values)
-        spans = (float(self.codec.to_bin(x2 - x1, record.width)), float(self.codec.to_bin(y2 - y1, record.height)))
-        extents = tuple(spans[j % 2] for j in range(len(bins)))
-        return Instance(item.desc, bins, item.geometry, centers, extents), moved
+        return record_instances(record, self.codec, order=self.order, seed=self.seed, epoch=epoch)
 
     def encode_prompt(self, image: Image.Image) -> Prompt:
         """Prompt up to and including the assistant's header, with its image placeholders."""
@@ -153,8 +129,3 @@ class ChatTemplate:
     def _expand(self, text: str, grid: Tensor) -> str:
         count = int(torch.as_tensor(grid).prod()) // int(self.image_processor.merge_size) ** 2
         return text.replace(IMAGE_TOKEN, IMAGE_TOKEN * count)
-
-
-def _position(item: RecordObject) -> tuple[float, float]:
-    x1, y1, _, _ = bounding_box(item.values)
-    return y1, x1

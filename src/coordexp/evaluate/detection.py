@@ -43,7 +43,8 @@ COCO_KEYS: Final[dict[str, str]] = {
 class Sample:
     """One image's truth and prediction. Boxes are ``[*, 4]`` xyxy in pixels; ``pred_boxes`` is by readout.
 
-    ``pred_boxes["file"]`` is ``bbox_2d`` as it stands. ``scores`` is None where the file has none.
+    ``pred_boxes["file"]`` is ``bbox_2d`` as it stands. ``scores`` is None where the file has none. Crowd regions are
+    no truth to be found: see :func:`count_matches`.
     """
 
     image_id: str
@@ -54,13 +55,15 @@ class Sample:
     pred_labels: tuple[str, ...]
     pred_boxes: dict[str, FloatArray]
     scores: FloatArray | None
+    crowd_labels: tuple[str, ...] = ()
+    crowd_boxes: FloatArray = field(default_factory=lambda: np.zeros((0, 4)))
 
 
 @dataclass(frozen=True)
 class MatchCounts:
-    """Counts by image: ``tp [I, T]`` over THRESHOLDS, ``predicted [I]``, ``true [I]``.
+    """Counts by image: ``tp [I, T]`` over THRESHOLDS, ``predicted [I, T]`` (boxes ignored in a crowd are not among them), ``true [I]``.
 
-    The ``class_*`` dicts hold the same counts summed over images by description (``class_tp`` is ``[T]``);
+    The ``class_*`` dicts hold the same counts summed over images by description (``class_tp`` and ``class_predicted`` are ``[T]``);
     they are filled by class-aware matching only.
     """
 
@@ -68,7 +71,7 @@ class MatchCounts:
     predicted: IntArray
     true: IntArray
     class_tp: dict[str, IntArray] = field(default_factory=dict)
-    class_predicted: dict[str, int] = field(default_factory=dict)
+    class_predicted: dict[str, IntArray] = field(default_factory=dict)
     class_true: dict[str, int] = field(default_factory=dict)
 
 
@@ -97,11 +100,15 @@ def match(iou: FloatArray, threshold: float) -> tuple[IntArray, IntArray]:
 
 
 def count_matches(samples: Sequence[Sample], readout: str, *, class_aware: bool) -> MatchCounts:
-    """Match every image at every threshold and count."""
+    """Match every image at every threshold and count.
+
+    A predicted box without a match is ignored at a threshold, not false, where that share of its own area lies in one
+    crowd region (of its own description, class-aware): COCO's rule for ``iscrowd``.
+    """
     tp = np.zeros((len(samples), len(THRESHOLDS)), dtype=np.int64)
     counts = MatchCounts(
         tp,
-        np.array([len(s.pred_labels) for s in samples], dtype=np.int64),
+        np.array([[len(s.pred_labels)] * len(THRESHOLDS) for s in samples], dtype=np.int64).reshape(len(samples), len(THRESHOLDS)),
         np.array([len(s.true_labels) for s in samples], dtype=np.int64),
     )
     for i, sample in enumerate(samples):
@@ -109,15 +116,35 @@ def count_matches(samples: Sequence[Sample], readout: str, *, class_aware: bool)
         if class_aware:
             iou = iou * _same_label(sample)
             _count_labels(counts, sample)
+        covered = _crowd_share(sample, readout, class_aware=class_aware)
         for t, threshold in enumerate(THRESHOLDS):
-            _, columns = match(iou, threshold)
-            if columns.size == 0:  # no candidate now: none at a higher threshold either
+            rows, columns = match(iou, threshold)
+            if columns.size == 0 and not covered.any():  # no candidate now: none at a higher threshold either
                 break
             tp[i, t] = columns.size
+            ignored = covered >= threshold
+            ignored[rows] = False
+            counts.predicted[i, t] -= ignored.sum()
             if class_aware:
                 for column in columns:
                     counts.class_tp[sample.true_labels[column]][t] += 1
+                for row in np.nonzero(ignored)[0]:
+                    counts.class_predicted[sample.pred_labels[row]][t] -= 1
     return counts
+
+
+def _crowd_share(sample: Sample, readout: str, *, class_aware: bool) -> FloatArray:
+    """``[P]``: the largest share of each predicted box's area that lies in one crowd region; 0 for a box without area."""
+    boxes = sample.pred_boxes[readout]
+    low = np.maximum(boxes[:, None, :2], sample.crowd_boxes[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], sample.crowd_boxes[None, :, 2:])
+    overlap = np.prod(np.maximum(high - low, 0), axis=-1)
+    if class_aware:
+        overlap = overlap * np.array([[p == c for c in sample.crowd_labels] for p in sample.pred_labels]).reshape(overlap.shape)
+    own = area(boxes)
+    share = np.zeros(len(boxes))
+    np.divide(overlap.max(axis=1, initial=0), own, out=share, where=own > 0)
+    return share
 
 
 def _same_label(sample: Sample) -> NDArray[np.bool_]:
@@ -129,7 +156,8 @@ def _count_labels(counts: MatchCounts, sample: Sample) -> None:
     for label in sample.true_labels:
         counts.class_true[label] = counts.class_true.get(label, 0) + 1
     for label in sample.pred_labels:
-        counts.class_predicted[label] = counts.class_predicted.get(label, 0) + 1
+        counts.class_predicted.setdefault(label, np.zeros(len(THRESHOLDS), dtype=np.int64))
+        counts.class_predicted[label] += 1
     for label in (*sample.true_labels, *sample.pred_labels):
         counts.class_tp.setdefault(label, np.zeros(len(THRESHOLDS), dtype=np.int64))
 
@@ -140,13 +168,13 @@ def micro_metrics(counts: MatchCounts) -> dict[str, float | None]:
     ``precision = tp / predicted``, ``recall = tp / true``, ``f1 = 2 tp / (predicted + true)``. A number
     whose denominator is 0 is None; so F1 is 0 without a match as long as there is a box on either side.
     """
-    tp, predicted, true = counts.tp.sum(axis=0), int(counts.predicted.sum()), int(counts.true.sum())
+    tp, predicted, true = counts.tp.sum(axis=0), counts.predicted.sum(axis=0), np.full(len(THRESHOLDS), counts.true.sum())
     metrics: dict[str, float | None] = {}
     for name, numerator, denominator in (("f1", 2 * tp, predicted + true), ("precision", tp, predicted), ("recall", tp, true)):
-        values = None if denominator == 0 else numerator / denominator
+        values = np.divide(numerator, denominator, out=np.full(len(THRESHOLDS), np.nan), where=denominator > 0)
         for key, index in REPORTED.items():
-            metrics[f"{name}.{key}"] = None if values is None else float(values[index])
-        metrics[f"{name}.mean"] = None if values is None else float(values.mean())
+            metrics[f"{name}.{key}"] = None if denominator[index] == 0 else float(values[index])
+        metrics[f"{name}.mean"] = None if (denominator == 0).any() else float(values.mean())
     return metrics
 
 
@@ -158,7 +186,8 @@ def macro_metrics(counts: MatchCounts) -> dict[str, float | None]:
     """
     if not counts.class_true:
         return {f"macro_f1.{key}": None for key in (*REPORTED, "mean")}
-    by_class = [2 * counts.class_tp[label] / (n + counts.class_predicted.get(label, 0)) for label, n in counts.class_true.items()]
+    none = np.zeros(len(THRESHOLDS), dtype=np.int64)
+    by_class = [2 * counts.class_tp[label] / (n + counts.class_predicted.get(label, none)) for label, n in counts.class_true.items()]
     values = np.mean(by_class, axis=0)
     metrics: dict[str, float | None] = {f"macro_f1.{key}": float(values[index]) for key, index in REPORTED.items()}
     metrics["macro_f1.mean"] = float(values.mean())
@@ -179,14 +208,15 @@ def coco_metrics(samples: Sequence[Sample], mode: Literal["constant", "file"]) -
     Raises:
         ValueError: mode ``file`` where a sample has boxes without scores.
     """
-    labels = sorted({label for s in samples for label in (*s.true_labels, *s.pred_labels)})
+    labels = sorted({label for s in samples for label in (*s.true_labels, *s.crowd_labels, *s.pred_labels)})
     category = {label: number for number, label in enumerate(labels, start=1)}
     annotations: list[dict[str, Any]] = []
     detections: list[dict[str, Any]] = []
     for number, sample in enumerate(samples, start=1):
-        truth = _coco_boxes(number, sample.true_labels, sample.true_boxes, category)
-        for entry, size in zip(truth, area(sample.true_boxes), strict=True):
-            annotations.append({**entry, "id": len(annotations) + 1, "area": float(size), "iscrowd": 0})
+        for crowd, names, boxes in ((0, sample.true_labels, sample.true_boxes), (1, sample.crowd_labels, sample.crowd_boxes)):
+            truth = _coco_boxes(number, names, boxes, category)
+            for entry, size in zip(truth, area(boxes), strict=True):
+                annotations.append({**entry, "id": len(annotations) + 1, "area": float(size), "iscrowd": crowd})
         if mode == "file" and sample.scores is None and sample.pred_labels:
             raise ValueError(f"image {sample.image_id!r} has boxes without scores")
         scores = np.ones(len(sample.pred_labels)) if mode == "constant" or sample.scores is None else sample.scores

@@ -74,6 +74,7 @@ def evaluate_files(
         "effective": len(samples),
         "failed": sum(row.error is not None for row in rows),
         "true_boxes": sum(len(s.true_labels) for s in samples),
+        "crowd_regions": sum(len(s.crowd_labels) for s in samples),
         "predicted_boxes": sum(len(s.pred_labels) for s in samples),
         "classes": len({label for s in samples for label in s.true_labels}),
     }
@@ -184,8 +185,8 @@ def _score(
 
 def _f1_ratio(counts: MatchCounts, *, first_only: bool = False) -> Ratio:
     numerator = np.asarray(2 * (counts.tp[:, :1] if first_only else counts.tp), dtype=np.float64)
-    boxes = np.asarray(counts.predicted + counts.true, dtype=np.float64)
-    return Ratio(numerator, np.broadcast_to(boxes[:, None], numerator.shape))
+    boxes = np.asarray(counts.predicted + counts.true[:, None], dtype=np.float64)
+    return Ratio(numerator, boxes[:, : numerator.shape[1]])
 
 
 def _error_ratio(errors: EdgeErrors, values: FloatArray, images: int) -> Ratio:
@@ -224,16 +225,20 @@ def _sample(row: Prediction, record: Record, readouts: Sequence[str]) -> Sample:
             f"in the records ({record.source}): predict again from these records"
         )
     scored = bool(row.objects) and row.objects[0].score is not None
+    single = [(i, item) for i, item in enumerate(record.objects) if not item.crowd]
+    crowd = [item for item in record.objects if item.crowd]
     boxes = {name: as_boxes([item.readouts[name] for item in row.objects]) for name in readouts}
     return Sample(
         image_id=row.image_id,
         width=row.width,
         height=row.height,
-        true_labels=tuple(item.desc for item in record.objects),
-        true_boxes=as_boxes([_true_box(item, record, i) for i, item in enumerate(record.objects)]),
+        true_labels=tuple(item.desc for _, item in single),
+        true_boxes=as_boxes([_true_box(item, record, i) for i, item in single]),
         pred_labels=tuple(item.desc for item in row.objects),
         pred_boxes={FILE_READOUT: as_boxes([item.box for item in row.objects]), **boxes},
         scores=np.array([item.score for item in row.objects], dtype=np.float64) if scored else None,
+        crowd_labels=tuple(item.desc for item in crowd),
+        crowd_boxes=as_boxes([bounding_box(item.values) for item in crowd]),
     )
 
 

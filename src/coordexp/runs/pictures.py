@@ -13,6 +13,7 @@ from typing import Any, Final
 from PIL import Image
 
 from coordexp.boxes import bounding_box, iou_matrix
+from coordexp.data.drawing import caption, outline
 from coordexp.data.records import Record, open_image
 from coordexp.errors import DataError
 from coordexp.grammar import GEOMETRIES
@@ -79,11 +80,12 @@ def make_pictures(
 
 
 def _picture(record: Record, image: Image.Image, prediction: Mapping[str, Any] | None, limit: int) -> Picture:
-    true_objects = [(o.desc, o.geometry, list(o.values)) for o in record.objects]
+    true_objects = [(caption(o), o.geometry, list(o.values)) for o in record.objects]
+    truths = [list(o.values) for o in record.objects if o.geometry == "bbox_2d" and not o.crowd]
     predicted_objects = _predicted_objects(prediction)
     font_size = max(record.width, record.height * 0.75) * 0.045
     true = _shapes(true_objects, record, "true", font_size)
-    predicted = _shapes(predicted_objects, record, "predicted", font_size, [o[2] for o in true_objects if o[1] == "bbox_2d"])
+    predicted = _shapes(predicted_objects, record, "predicted", font_size, truths)
     return Picture(
         image_id=record.image_id,
         source=encode(image, limit),
@@ -116,9 +118,14 @@ def _predicted_objects(prediction: Mapping[str, Any] | None) -> list[tuple[str, 
     for item in (prediction or {}).get("objects", []):
         for geometry in GEOMETRIES:
             values = item.get(geometry)
-            if isinstance(values, list) and values and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
+            if _drawable(geometry, values):
                 found.append((str(item.get("desc", "")), str(geometry), [float(v) for v in values]))
     return found
+
+
+def _drawable(geometry: str, values: Any) -> bool:
+    numbers = isinstance(values, list) and bool(values) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
+    return numbers and (geometry != "bbox_2d" or len(values) == 4)
 
 
 def _shapes(
@@ -132,11 +139,8 @@ def _shapes(
         iou = None
         if geometry == "bbox_2d" and truths:
             iou = f"{float(iou_matrix([values], list(truths)).max()):.2f}"
-        if geometry == "bbox_2d":
-            kind, points = "polygon", f"{x1:.2f},{y1:.2f} {x2:.2f},{y1:.2f} {x2:.2f},{y2:.2f} {x1:.2f},{y2:.2f}"
-        else:
-            kind = "polygon" if geometry == "poly" else "point"
-            points = " ".join(f"{x:.2f},{y:.2f}" for x, y in zip(values[0::2], values[1::2], strict=False))
+        kind = "point" if geometry == "point_2d" else "polygon"
+        points = " ".join(f"{x:.2f},{y:.2f}" for x, y in outline(geometry, values))
         # True tags stand inside at the top left, predicted ones at the bottom right, so that they do not collide.
         pad = font_size * 0.3
         if side == "true":

@@ -11,6 +11,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from coordexp.data.packed import PackedDataset
 from coordexp.errors import ConfigError
 from coordexp.losses.linear import IGNORE, CoordLossOutput
 from coordexp.losses.objective import CoordObjective
@@ -89,7 +90,9 @@ class CoordTrainer(Trainer):
                 f"loss is {float(output.loss.detach())} at step {self.state.global_step + 1} (samples {', '.join(inputs['image_ids'])}): "
                 "training stopped before the optimizer moved"
             )
-        self._train_sums = self._train_sums + with_roles(output, inputs["token_roles"])
+        one = torch.ones((), device=output.loss.device)
+        samples = LossSums.of({"samples": (one * len(inputs["image_ids"]), one)})
+        self._train_sums = self._train_sums + LossSums({**with_roles(output, inputs["token_roles"]).values, **samples.values})
         loss = output.loss * self.accelerator.num_processes
         return (loss, output) if return_outputs else loss
 
@@ -112,9 +115,11 @@ class CoordTrainer(Trainer):
         """Replace ``Trainer``'s loss by the window's own sums, reduced once over the ranks."""
         if "loss" in logs:
             kept = {k: v for k, v in logs.items() if k != "loss"}
+            sums = self._reduce(self._train_sums)
             logs = {
-                **summarize(self._reduce(self._train_sums), self.objective),
+                **summarize(sums, self.objective),
                 **kept,
+                "pack/num_samples": float(sums.sum("samples")),
                 "accum/grad_steps": float(self.args.gradient_accumulation_steps),
                 "accum/current_grad_steps": float(self.current_gradient_accumulation_steps),
             }
@@ -142,6 +147,8 @@ class CoordTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
+        if isinstance(dataset, PackedDataset):
+            return SequentialSampler(dataset)  # the schedule shuffles
         if self.args.train_sampling_strategy == "group_by_length":
             generator = torch.Generator().manual_seed(self.args.data_seed if self.args.data_seed is not None else self.args.seed)
             window = self.args.train_batch_size * self.args.gradient_accumulation_steps

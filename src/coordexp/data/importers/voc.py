@@ -13,168 +13,91 @@ so it counts as degenerate. ``xmin = 0`` is outside, and the sign of a file with
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import xml.etree.ElementTree as ET
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from PIL import Image
-
-from coordexp.data.records import IMAGE_ERRORS, write_records
-from coordexp.data.staging import staged_folder
-from coordexp.errors import ConfigError, DataError
+from coordexp.data.importers.base import Draft, Job, Split
+from coordexp.errors import DataError
 
 _EDGES: Final = ("xmin", "ymin", "xmax", "ymax")
 
 
-@dataclass(frozen=True)
-class ImportReport:
-    """What was written: images per split, boxes in all, boxes per class; ``problems`` has a line for all that was not."""
-
-    splits: dict[str, int]
-    boxes: int
-    classes: dict[str, int]
-    problems: tuple[str, ...]
-
-
-@dataclass
-class _Import:
-    """State of one import: ``problem`` either stops it or takes a note, as asked."""
-
-    source: Path
-    on_invalid: str
-    images: dict[str, list[Path]]
-    problems: list[str] = field(default_factory=list)
-
-    def problem(self, line: str) -> None:
-        if self.on_invalid == "error":
-            raise DataError(f'{line}: fix it, or import with on_invalid="skip" to leave it out')
-        self.problems.append(line)
-
-
-def import_voc(
-    source: Path,
-    out: Path,
-    *,
-    on_invalid: Literal["error", "skip"] = "skip",
-    overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> ImportReport:
-    """Write ``out/<split>.jsonl`` for every split list and ``out/images/``; ``out`` appears only when all is written.
-
-    Splits are ``train``, ``val`` and ``test``, those that have a list; ``trainval`` only where neither of its
-    halves has one; without any list there is one split, ``all``. Images are hard links to the source's files, or
-    copies where the file system does not allow links. With ``on_invalid="skip"`` an unusable object is left out of its image,
-    an image without a readable annotation or of another size than annotated is left out of its split, and both are in the report.
+def read_voc(job: Job) -> list[Split]:
+    """Splits ``train``, ``val`` and ``test``, those that have a list; ``trainval`` only where neither of its halves has one;
+    without any list one split, ``all``.
 
     Raises:
-        ConfigError: ``out`` is not empty (see ``overwrite``), or an unknown ``on_invalid``.
-        DataError: ``source`` is no VOC folder or nothing in it is usable; with ``on_invalid="error"`` the first unusable
-            object or image, as ``file.xml: object N (name): why`` with N counted from 1.
+        DataError: ``source`` is no VOC folder.
     """
-    source = Path(source)
-    if on_invalid not in ("error", "skip"):
-        raise ConfigError(f"on_invalid: expected 'error' or 'skip', got {on_invalid!r}")
+    source = job.source
     for name in ("Annotations", "JPEGImages"):
         if not (source / name).is_dir():
             raise DataError(f"{source}: expected a Pascal VOC folder with Annotations and JPEGImages, got one without {name}")
     images: dict[str, list[Path]] = {}
     for path in sorted((source / "JPEGImages").iterdir()):
         images.setdefault(path.stem, []).append(path)
-    state = _Import(source, on_invalid, images)
-    splits = _split_ids(state)
-    classes: Counter[str] = Counter()
-    counts: dict[str, int] = {}
-    total, done = sum(len(ids) for ids in splits.values()), 0
-    with staged_folder(Path(out), overwrite=overwrite) as folder:
-        (folder / "images").mkdir()
-        for split, ids in splits.items():
-            rows = []
-            for image_id in ids:
-                row = _import_image(state, image_id, folder / "images")
-                if row is not None:
-                    rows.append(row)
-                    classes.update(item["desc"] for item in row["objects"])
-                done += 1
-                if progress is not None:
-                    progress(done, total)
-            if not rows:
-                raise DataError(f"{source}: expected at least one usable image in split {split!r}, got none{_first(state.problems)}")
-            write_records(folder / f"{split}.jsonl", rows)
-            counts[split] = len(rows)
-    return ImportReport(counts, classes.total(), dict(sorted(classes.items())), tuple(state.problems))
+    reader = _Reader(job, images)
+    return [Split(name, len(ids), ids, reader.draft) for name, ids in _split_ids(job).items()]
 
 
-def _first(problems: list[str]) -> str:
-    return f": {problems[0]}" if problems else ""
-
-
-def _split_ids(state: _Import) -> dict[str, list[str]]:
-    lists = state.source / "ImageSets" / "Main"
+def _split_ids(job: Job) -> dict[str, list[tuple[str, str]]]:
+    """By split: where each id stands, and the id."""
+    lists = job.source / "ImageSets" / "Main"
     names = [name for name in ("train", "val", "test") if (lists / f"{name}.txt").is_file()]
     if not {"train", "val"} & set(names) and (lists / "trainval.txt").is_file():
         names.insert(0, "trainval")
     if not names:
-        return {"all": sorted(path.stem for path in (state.source / "Annotations").glob("*.xml"))}
-    splits: dict[str, list[str]] = {}
-    first: dict[str, str] = {}
+        return {"all": [(path.name, path.stem) for path in sorted((job.source / "Annotations").glob("*.xml"))]}
+    splits: dict[str, list[tuple[str, str]]] = {}
     for name in names:
         path = lists / f"{name}.txt"
-        ids: dict[str, None] = {}
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: expected UTF-8 text with one image id a line, got {error.reason}") from error
-        for number, line in enumerate(lines, start=1):
-            image_id, where = line.strip(), f"{path.name}:{number}"
-            if not image_id:
-                continue
-            if Path(image_id).name != image_id:
-                state.problem(f"{where}: expected the name of an image without folders, got {image_id!r}")
-            elif image_id in ids:
-                state.problem(f"{where}: expected an image once, got {image_id!r} again (first at {first[image_id]})")
-            else:
-                # Evaluating on training images makes every number worthless; it must not pass unnoticed.
-                if image_id in first:
-                    state.problem(f"{where}: expected an image in one split, {image_id!r} is also at {first[image_id]}")
-                ids[image_id] = None
-                first.setdefault(image_id, where)
-        splits[name] = list(ids)
+        splits[name] = [(f"{path.name}:{number}", line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     return splits
 
 
-def _import_image(state: _Import, image_id: str, target: Path) -> dict[str, Any] | None:
-    """The record of one image, with the image linked into ``target``; None if the image cannot be used."""
-    annotation = f"{image_id}.xml"
-    found = state.images.get(image_id, [])
-    try:
-        root = _read_xml(state.source / "Annotations" / annotation)
+@dataclass(frozen=True)
+class _Reader:
+    job: Job
+    images: dict[str, list[Path]]
+
+    def draft(self, item: tuple[str, str]) -> Draft:
+        where, image_id = item
+        if Path(image_id).name != image_id:
+            raise DataError(f"{where}: expected the name of an image without folders, got {image_id!r}")
+        annotation = f"{image_id}.xml"
+        found = self.images.get(image_id, [])
+        root = _read_xml(self.job.source / "Annotations" / annotation)
         if len(found) != 1:
             got = " and ".join(path.name for path in found) or "none"
             raise DataError(f"{annotation}: expected one image {image_id}.* in JPEGImages, got {got}")
-        width, height = _image_size(root, found[0], annotation)
-    except DataError as error:
-        state.problem(str(error))
-        return None
-    objects: list[dict[str, Any]] = []
-    difficult: list[int] = []
-    for number, element in enumerate(root.findall("object"), start=1):
-        name = (element.findtext("name") or "").strip()
-        problem, box = _read_box(element, width, height) if name else ("expected a name, got none", [])
-        if problem:
-            state.problem(f"{annotation}: object {number} ({name or 'no name'}): {problem}")
-            continue
-        if (element.findtext("difficult") or "").strip() == "1":
-            difficult.append(len(objects))
-        objects.append({"desc": name, "bbox_2d": box})
-    _link(found[0], target / found[0].name)
-    metadata: dict[str, Any] = {"annotation": annotation, **({"difficult": difficult} if difficult else {})}
-    size = {"width": width, "height": height}
-    return {"images": [f"images/{found[0].name}"], **size, "objects": objects, "image_id": image_id, "metadata": metadata}
+        image = self.job.image(self.job.source / "JPEGImages", found[0].name, annotation)
+        # Absent or 0, as some tools write: the size is left to the image.
+        stated = [_stated(root.findtext(f"size/{key}")) for key in ("width", "height")]
+        size = self.job.size(image, annotation, (stated[0], stated[1]))
+        difficult: list[int] = []
+        objects: list[dict[str, Any]] = []
+        for number, element in enumerate(root.findall("object"), start=1):
+            name = (element.findtext("name") or "").strip()
+            problem, box = _read_box(element, *size) if name else ("expected a name, got none", [])
+            if problem:
+                self.job.drop(f"{annotation}: object {number} ({name or 'no name'}): {problem}")
+                continue
+            if (element.findtext("difficult") or "").strip() == "1":
+                difficult.append(len(objects))
+            objects.append({"desc": name, "bbox_2d": box})
+        metadata: dict[str, Any] = {"annotation": annotation, **({"difficult": difficult} if difficult else {})}
+        return Draft(where, image, found[0].name, *size, objects, image_id, metadata)
+
+
+def _stated(text: str | None) -> int | str | None:
+    text = (text or "0").strip()
+    return None if text == "0" else int(text) if text.isdecimal() and len(text) < 10 else text
 
 
 class _PlainTree(ET.TreeBuilder):
@@ -198,20 +121,6 @@ def _read_xml(path: Path) -> ET.Element:
     return root
 
 
-def _image_size(root: ET.Element, path: Path, annotation: str) -> tuple[int, int]:
-    """Size from the image's header. The annotation must agree, or say nothing (absent or 0, as some tools write)."""
-    try:
-        with Image.open(path) as image:
-            size = image.size
-    except IMAGE_ERRORS as error:
-        raise DataError(f"{annotation}: expected a readable image {path.name}, got: {' '.join(str(error).split())}") from error
-    for key, actual in zip(("width", "height"), size, strict=True):
-        text = (root.findtext(f"size/{key}") or "0").strip()
-        if text not in ("0", str(actual)):
-            raise DataError(f"{annotation}: {key}: expected the image's {actual} pixels, got {text}")
-    return size
-
-
 def _read_box(element: ET.Element, width: int, height: int) -> tuple[str | None, list[float]]:
     """``(why it cannot be used or None, [x1, y1, x2, y2])`` of an ``<object>``."""
     texts = {key: (element.findtext(f"bndbox/{key}") or "").strip() for key in _EDGES}
@@ -227,13 +136,3 @@ def _read_box(element: ET.Element, width: int, height: int) -> tuple[str | None,
     if xmin < 1 or ymin < 1 or xmax > width or ymax > height:
         return f"expected a box within 1..{width} and 1..{height} (pixels count from 1), got {shown}", []
     return None, [int(edge) if edge.is_integer() else edge for edge in (xmin - 1, ymin - 1, xmax, ymax)]
-
-
-def _link(image: Path, target: Path) -> None:
-    if target.exists():  # in an earlier split
-        return
-    try:
-        os.link(image.resolve(), target)
-    except OSError:
-        # Another file system, one without hard links, or a file of another owner: a copy always works.
-        shutil.copyfile(image, target)

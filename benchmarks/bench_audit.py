@@ -1,0 +1,68 @@
+"""How long the audit of a long log takes: reading, then all rules. Writes nothing but its table.
+
+python benchmarks/bench_audit.py [ROWS]      (default 100000)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from coordexp.runs.audit import judge, load
+
+KEYS = (
+    "base_ce/loss", "base_ce/noncoord_tokens", "coord_softce_w1/loss", "coord_softce_w1/soft_ce", "coord_softce_w1/w1",
+    "coord_softce_w1/gate",
+    "coord_softce_w1/coord_tokens", "coord_softce_w1/coord_vocab_mass", "coord_softce_w1/p_gt_mean", "coord_softce_w1/margin_mean",
+    "coord_softce_w1/acc_top5", "coord_expected_bin_mae", "coord_dist/kl", "coord_dist/crps", "coord_dist/nll", "coord_dist/entropy",
+    "coord_dist/std", "coord_dist/tail_mass", "coord_dist/multimodal_frac", "coord_dist/argmax_bin_mae", "coord_dist/median_bin_mae",
+    "coord_dist/window_bin_mae", "coord_dist/topk_bin_mae", "coord_dist/signed_bias", "token_acc", "token_acc_top5", "text_token_acc",
+    "coord_token_acc", "desc_token_acc", "format_token_acc", "contrib/text_ce", "contrib/text_gate", "contrib/ce", "contrib/soft_ce",
+    "contrib/w1", "contrib/crps", "contrib/gate", "contrib/entropy", "contrib/variance", "loss",
+)  # fmt: skip
+
+
+def write(path: Path, count: int, ours: bool) -> None:
+    """A log of ``count`` training rows and an evaluation every hundredth, with the keys of a run of ours."""
+    rng = random.Random(0)
+    with path.open("w") as file:
+        if ours:
+            file.write(json.dumps({"schema": 1, "kind": "header"}) + "\n")
+        for step in range(1, count + 1):
+            place = {"step": step} if ours else {"global_step/max_steps": f"{step}/{count}"}
+            level = 0.2 + math.exp(-4 * step / count)
+            row = {key: level * (1 + 0.05 * rng.random()) for key in KEYS}
+            extra = {"grad_norm": 1 + rng.random(), "learning_rate": 1e-4, "epoch": step / count}
+            extra |= {"accum/grad_steps": 8.0, "accum/current_grad_steps": 8.0}
+            file.write(json.dumps({**place, **row, **extra}) + "\n")
+            if step % 100 == 0:
+                file.write(json.dumps({**place, **{f"eval_{key}": level * (1 + 0.01 * rng.random()) for key in KEYS}}) + "\n")
+
+
+def main() -> None:
+    """Print one line a kind of log."""
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
+    for kind in ("run", "ms-swift"):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "logging.jsonl"
+            write(path, count, kind == "run")
+            begin, busy = time.perf_counter(), time.process_time()
+            subject = load(path)
+            read = time.perf_counter()
+            found = [j.rule.code for j in judge(subject) if j.verdict.outcome == "finding"]
+            end, busy = time.perf_counter(), time.process_time() - busy
+            size = path.stat().st_size / 2**20
+            print(
+                f"{kind}: {count} rows of {len(KEYS) + 6} keys, {size:.0f} MiB: read {read - begin:.2f} s, "
+                f"rules {end - read:.2f} s, total {end - begin:.2f} s, "
+                f"{busy:.2f} s of processor time (findings: {', '.join(found) or 'none'})"
+            )
+
+
+if __name__ == "__main__":
+    main()
