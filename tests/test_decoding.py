@@ -166,29 +166,35 @@ def test_the_second_corner_lies_strictly_beyond_the_first(slot, taken, legal):
             follower.advance(made.vocab.start + k)
 
 
-def _stop(items, **limits):
+def _write(items, **limits):
+    """Feed the answer with ``items`` as far as it is legal, then what is forced: (complete, why it stopped, objects written)."""
     made = grammar("tiny", ("bbox_2d",))
     ids = made.tokenizer(render(items).text, add_special_tokens=False)["input_ids"]
     follower = Follower(made, **{"max_objects": 100, "max_tokens": 10_000, **limits})
+    written = []
     for token in ids:
         if token not in (follower.legal() if follower.bins() is None else made.vocab.ids):
             break
         follower.advance(token)
+        written.append(token)
     while (token := follower.forced()) is not None:
         follower.advance(token)
-    return follower
+        written.append(token)
+    parsed = parse(made.tokenizer.decode(written[:-1]), strict=True)
+    return follower.done, follower.stopped, list(parsed.instances)
 
 
 def test_a_repeated_object_ends_the_list_and_only_an_exact_repetition_does():
     cat, cats, shifted = Instance("cat", (1, 2, 3, 4)), Instance("cats", (1, 2, 3, 4)), Instance("cat", (1, 2, 3, 5))
-    assert (_stop([cat, cats, shifted, cat, cats]).done, _stop([cat, cats, shifted, cat, cats]).stopped) == (True, "duplicate")
-    assert not _stop([cat, cats, shifted]).done
+    # The repetition is the last object; what the model would have written after it is not taken.
+    assert _write([cat, cats, shifted, cat, cats]) == (True, "duplicate", [cat, cats, shifted, cat])
+    assert _write([cat, cats, shifted]) == (True, None, [cat, cats, shifted])
 
 
 def test_the_bound_on_objects_ends_the_list():
     items = [Instance("cat", (k, 2, 900, 4)) for k in range(4)]
-    assert _stop(items, max_objects=3).stopped == "max_objects"
-    assert not _stop(items[:2], max_objects=3).done
+    assert _write(items, max_objects=3) == (True, "max_objects", items[:3])
+    assert _write(items[:2], max_objects=3) == (True, None, items[:2])
 
 
 def test_no_room_for_an_answer_is_an_error():
@@ -241,7 +247,17 @@ def test_without_a_grammar_the_loop_is_generate_token_for_token(seed):
     assert len({tuple(row) for row in expected}) > 1
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+def _choices(made, ids, count):
+    """Number of tokens of an answer that had an alternative, or are values; the prompt's own pass serves the first of them."""
+    follower, choices = Follower(made, max_objects=100, max_tokens=count), 0
+    for token in [*ids, made.eos]:
+        choices += follower.bins() is not None or len(follower.legal()) > 1
+        follower.advance(token)
+    assert follower.done
+    return choices
+
+
+@pytest.mark.parametrize("seed", [1, 2, 4])
 def test_with_a_grammar_the_loop_is_generate_with_the_processor_and_takes_fewer_passes(seed):
     model, made, count = noisy_model(seed), grammar("tiny", ("bbox_2d",)), 90
     _, length = stock(model, prompts(), 1)
@@ -249,12 +265,12 @@ def test_with_a_grammar_the_loop_is_generate_with_the_processor_and_takes_fewer_
     expected, _ = stock(model, prompts(), count, [processor])
     found = own(model, made, count)(prompts())
     assert [a.token_ids for a in found] == expected
-    assert all(a.passes == sum(v is not None for v in a.log_probs) + (a.passes - sum(v is not None for v in a.log_probs)) for a in found)
+    assert [a.passes for a in found] == [_choices(made, row, count) for row in expected]
     assert max(a.passes for a in found) < max(map(len, expected))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 3.0])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [1, 2, 4])
 def test_random_weights_write_answers_that_parse_with_no_reversed_box(seed, temperature):
     made = grammar("tiny", ("bbox_2d",))
     found = own(noisy_model(seed), made, 110, temperature=temperature)(prompts(), seeds=[seed * 100 + i for i in range(len(prompts()))])
@@ -264,14 +280,16 @@ def test_random_weights_write_answers_that_parse_with_no_reversed_box(seed, temp
         for box in parsed.instances:
             x1, y1, x2, y2 = box.bins
             assert (x2 > x1, y2 > y1) == (True, True)
+    # Answers without a box would make the comparisons above empty.
     assert sum(a.coord_logits.shape[0] for a in found) > 0
 
 
 def test_a_sampled_answer_does_not_depend_on_its_batch():
-    model, made = noisy_model(0), grammar("tiny", ("bbox_2d",))
+    model, made = noisy_model(2), grammar("tiny", ("bbox_2d",))
     together = own(model, made, 80, temperature=1.0)(prompts(), seeds=range(5))
     alone = [own(model, made, 80, temperature=1.0)([p], seeds=[i])[0] for i, p in enumerate(prompts())]
     assert [a.token_ids for a in together] == [a.token_ids for a in alone]
+    assert sum(a.coord_logits.shape[0] for a in together) > 0
 
 
 def test_distributions_and_log_probabilities_are_the_models_own_before_any_constraint():

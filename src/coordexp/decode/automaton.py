@@ -27,8 +27,8 @@ MIN_VALUES: Final[dict[str, int]] = {"bbox_2d": 4, "poly": 6, "point_2d": 2}
 
 # First signs of a description, one of each kind that a tokenizer's split tells apart.
 _PROBES: Final = (
-    *(chr(c) for c in range(0x20, 0x7F) if chr(c) not in '"\\'), '\\"', "\\\\", "\\n", "\\u0000", '"', '",', "  ", " a", "''", "((", "\u00a0",
-    "\u3000", "\u0301", "é", "日", "я", "٣", "½", "—", "☃", "😀",
+    *(chr(c) for c in range(0x20, 0x7F) if chr(c) not in '"\\'), '\\"', "\\\\", "\\n", "\\u0000", '"', '",', "  ", " a", "''", "((",
+    "\u00a0", "\u3000", "\u0301", "é", "日", "я", "٣", "½", "—", "☃", "😀",
 )  # fmt: skip
 
 
@@ -180,4 +180,3 @@ class AnswerGrammar:
             if self._ids(text) == (token, successor):
                 return True
         return False
-

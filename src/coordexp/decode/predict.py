@@ -154,7 +154,7 @@ def _seed(seed: int, image_id: str) -> int:
 
 def _row(record: Record, objects: list[dict[str, Any]], *, error: str | None = None, **more: Any) -> dict[str, Any]:
     head = {"image_id": record.image_id, "width": record.width, "height": record.height, "objects": objects}
-    empty = {"score_source": None, "problems": {}, "num_tokens": None, "truncated": None, "stopped": None}
+    empty: dict[str, Any] = {"score_source": None, "problems": {}, "num_tokens": None, "truncated": None, "stopped": None}
     return head | empty | more | {"error": error}
 
 

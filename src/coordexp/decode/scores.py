@@ -159,7 +159,9 @@ def open_calibration(path: Path, records: Path | None, score: str) -> Calibratio
         raise ConfigError(f"--calibrate {path} is a prediction file: name the records it was made for with --calibrate-data")
     made = load_calibration(path) if records is None else fit_calibration(path, records)
     if made.score_source != score:
-        raise ComparisonError(f"{path}: calibrates scores of {made.score_source!r}, and this prediction has {score!r}: use one --score for both")
+        raise ComparisonError(
+            f"{path}: calibrates scores of {made.score_source!r}, and this prediction has {score!r}: use one --score for both"
+        )
     return made
 
 

@@ -33,7 +33,7 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
             found[i] = bytes(table[character] for character in token)
         else:
             raise VocabError(
-                f"token {i} ({token!r}) is not byte-level: constrained decoding needs a byte-level tokenizer, as Qwen's; use --unconstrained"
+                f"token {i} ({token!r}) is not byte-level: answers are read by bytes, so prediction needs a byte-level tokenizer, as Qwen's"
             )
     return found
 
