@@ -300,7 +300,7 @@ def predict_file(
     from coordexp.data.options import DEFAULT_PROMPT
     from coordexp.data.records import read_records
     from coordexp.data.template import ChatTemplate
-    from coordexp.decode.output import Workers
+    from coordexp.decode.output import Output, Workers
     from coordexp.decode.scores import open_calibration
     from coordexp.modeling.load import load_image_processor, load_model, load_tokenizer
     from coordexp.runs.manifest import file_sha256
@@ -322,7 +322,7 @@ def predict_file(
         calibration=calibration, overwrite=overwrite, workers=workers,
     )  # fmt: skip
     if calibration is not None and workers.rank == 0:
-        calibration.save(out.with_name(out.name + ".calibration.json"))
+        calibration.save(Output(out, workers).calibration_path)
     return done
 
 

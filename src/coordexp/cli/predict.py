@@ -58,6 +58,9 @@ def predict(
     )  # fmt: skip
     if os.environ.get("RANK", "0") != "0":
         return
+    if done.finished:
+        typer.echo(f"{out} is finished: {done.resumed} images, made with these settings; nothing was done (--overwrite makes it again)")
+        return
     if done.resumed:
         typer.echo(f"{done.resumed} images were done already")
     rate = f", {done.boxes / done.seconds:.1f} boxes/s" if done.images else ""

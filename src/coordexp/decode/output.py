@@ -1,29 +1,26 @@
 """The files of a prediction while it is made: settings beside it, parts by process, all of it resumable.
 
 ``OUT.settings.json`` says what the prediction is made with; ``OUT.part-R-of-W`` holds the finished batches of
-process R; both parts are put together, in order, as ``OUT`` when every process is done.
+process R; the parts are put together, in order, as ``OUT`` when every process is done.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from coordexp.data.records import Record
 from coordexp.data.staging import atomic_text
+from coordexp.decode.distributions import drop_distributions
 from coordexp.errors import ConfigError, DataError
-
-# Below this a float16 keeps too few digits; what is left out is stated per distribution.
-LEAST_PROBABILITY = 1e-4
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,14 @@ class Workers:
         if self.world > 1:
             torch.distributed.barrier()
 
+    def total(self, counts: Sequence[int]) -> list[int]:
+        """Sums over all processes."""
+        if self.world == 1:
+            return list(counts)
+        sums = torch.tensor(counts, dtype=torch.long)
+        torch.distributed.all_reduce(sums)
+        return [int(n) for n in sums]
+
     def share(self, count: int) -> range:
         """Indices of this process: one contiguous block, so that the parts join in order."""
         return range(self.rank * count // self.world, (self.rank + 1) * count // self.world)
@@ -72,6 +77,11 @@ class Output:
         """Folder of the coordinate distributions."""
         return self.path.with_name(self.path.name + ".distributions")
 
+    @property
+    def calibration_path(self) -> Path:
+        """The calibration of its scores, if one was given."""
+        return self.path.with_name(self.path.name + ".calibration.json")
+
     def part(self, rank: int) -> Path:
         """Finished batches of one process."""
         return self.path.with_name(f"{self.path.name}.part-{rank}-of-{self.workers.world}")
@@ -86,11 +96,17 @@ class Output:
             raise ConfigError(f"{self.path}: expected the name of a file for --out, got a folder")
         if overwrite:
             self._remove()
+        for left in self.distributions.glob(".*.tmp"):
+            left.unlink()
         if self.settings_path.is_file():
             self._compare(settings)
+            if self.path.exists():
+                self._remove_parts()  # killed after the last step of putting them together
             return
-        if self.path.exists():
-            raise ConfigError(f"{self.path} exists and was not made by this command: choose another --out or pass --overwrite")
+        if self.path.exists() or any(self._parts()):
+            raise ConfigError(
+                f"{self.path} or a part of it exists without {self.settings_path.name}: choose another --out or pass --overwrite"
+            )
         with atomic_text(self.settings_path) as file:
             file.write(json.dumps(settings, indent=1, sort_keys=True) + "\n")
 
@@ -102,34 +118,51 @@ class Output:
         here = json.loads(json.dumps(settings))
         if not isinstance(there, dict) or there != here:
             names = sorted(k for k in {*there, *here} if there.get(k) != here.get(k)) if isinstance(there, dict) else []
-            said = ", ".join(f"{k}: {there.get(k)!r} there, {here.get(k)!r} here" for k in names)
-            raise ConfigError(f"{self.path} was begun with other settings ({said}): choose another --out or pass --overwrite")
+            said = ", ".join(f"{k}: {_short(there.get(k))} there, {_short(here.get(k))} here" for k in names)
+            raise ConfigError(
+                f"{self.path} was begun with other settings ({said or 'not an object'}): choose another --out or pass --overwrite"
+            )
+
+    def _parts(self) -> list[Path]:
+        name = re.compile(re.escape(self.path.name) + r"\.part-\d+-of-\d+")
+        return [path for path in self.path.parent.iterdir() if name.fullmatch(path.name)] if self.path.parent.is_dir() else []
+
+    def _remove_parts(self) -> None:
+        for part in self._parts():
+            part.unlink()
 
     def _remove(self) -> None:
         self.path.unlink(missing_ok=True)
         self.settings_path.unlink(missing_ok=True)
-        for part in self.path.parent.glob(f"{self.path.name}.part-*-of-*"):
-            part.unlink()
+        self.calibration_path.unlink(missing_ok=True)
+        self._remove_parts()
         if self.distributions.is_dir():
             shutil.rmtree(self.distributions)
 
-    def resume(self, records: Sequence[Record], batch_size: int) -> int:
-        """Number of records of this process that are done. What a killed process left of a batch is cut off.
+    def resume(self, records: Sequence[Record], batch_size: int, *, start: int) -> int:
+        """Number of ``records``, those of this process, that are done; ``start`` is the index of the first among all.
+
+        Batches are written whole, so every line counts. Only where a line is cut off has a batch been: what stands of it
+        is removed, and the batch is made again as it would have been.
 
         Raises:
             DataError: a part that holds other records.
         """
         part = self.part(self.workers.rank)
-        if not part.exists():
-            return 0
-        lines = part.read_bytes().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith(b"\n")]
-        done = len(whole) if len(whole) == len(records) else len(whole) // batch_size * batch_size
-        for number, (line, record) in enumerate(zip(whole[:done], records, strict=False), start=1):
-            if json.loads(line)["image_id"] != record.image_id:
-                raise DataError(f"{part}:{number}: expected image {record.image_id!r}: pass --overwrite to begin again")
-        with part.open("r+b") as file:
-            file.truncate(sum(map(len, whole[:done])))
+        lines = part.read_bytes().splitlines(keepends=True) if part.exists() else []
+        torn = bool(lines) and not lines[-1].endswith(b"\n")
+        whole = lines[:-1] if torn else lines
+        done = len(whole) // batch_size * batch_size if torn else len(whole)
+        for number, line in enumerate(whole[:done], start=1):
+            expected = records[number - 1].image_id if number <= len(records) else None
+            if expected is None or _image_id(line) != expected:
+                raise DataError(
+                    f"{part}:{number}: expected {'no row' if expected is None else f'image {expected!r}'}: pass --overwrite to begin again"
+                )
+        if torn:
+            with part.open("r+b") as file:
+                file.truncate(sum(map(len, whole[:done])))
+        drop_distributions(self.distributions, range(start + done, start + len(records)))
         return done
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -147,33 +180,18 @@ class Output:
                 if part.exists():
                     with part.open(encoding="utf-8", newline="\n") as rows:
                         shutil.copyfileobj(rows, file)
-        for part in parts:
-            part.unlink(missing_ok=True)
+        self._remove_parts()
 
 
-def write_distributions(folder: Path, start: int, found: Sequence[tuple[str, Sequence[Tensor]]]) -> None:
-    """One file a batch, ``<index of its first record>.npz``; ``found`` are image ids with ``[4, K]`` per object.
+def _image_id(line: bytes) -> object:
+    """Of a row; None if it is no row, after damage to the file."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row.get("image_id") if isinstance(row, dict) else None
 
-    Sparse rows: row r has the bins ``bins[indptr[r]:indptr[r + 1]]`` with the probabilities ``probs`` (float16), at
-    least ``LEAST_PROBABILITY`` each; ``rest`` is what was left out. ``image``, ``object``, ``slot`` say whose it is.
-    """
-    ids = [image_id for image_id, _ in found]
-    rows = [(n, o, s, p[s]) for n, (_, objects) in enumerate(found) for o, p in enumerate(objects) for s in range(4)]
-    kept = [(p >= LEAST_PROBABILITY).nonzero().squeeze(1) for *_, p in rows]
-    probs = [p[bins] for (*_, p), bins in zip(rows, kept, strict=True)]
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{start:08d}.npz"
-    temporary = folder / f".{start:08d}.{os.getpid()}.tmp"
-    with temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            image_ids=np.array(ids, dtype=np.str_),
-            image=np.array([r[0] for r in rows], dtype=np.int32),
-            object=np.array([r[1] for r in rows], dtype=np.int32),
-            slot=np.array([r[2] for r in rows], dtype=np.int8),
-            indptr=np.cumsum([0, *map(len, kept)], dtype=np.int64),
-            bins=torch.cat(kept).numpy().astype(np.uint16) if kept else np.zeros(0, np.uint16),
-            probs=torch.cat(probs).numpy().astype(np.float16) if probs else np.zeros(0, np.float16),
-            rest=np.array([max(0.0, 1.0 - float(p.sum())) for p in probs], dtype=np.float32),
-        )
-    os.replace(temporary, target)
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -17,9 +17,10 @@ from coordexp.codec import CoordCodec
 from coordexp.data.records import Record, open_image
 from coordexp.data.template import ChatTemplate, Prompt
 from coordexp.decode.automaton import AnswerGrammar
+from coordexp.decode.distributions import write_distributions
 from coordexp.decode.generate import Generated, Generator
 from coordexp.decode.options import DecodeOptions
-from coordexp.decode.output import Output, Workers, write_distributions
+from coordexp.decode.output import Output, Workers
 from coordexp.decode.scores import Calibration, calibrated, distribution_score, token_score
 from coordexp.decode.tokens import token_bytes, token_spans
 from coordexp.errors import DataError
@@ -32,13 +33,17 @@ Progress = Callable[[int, int, int], None]
 
 @dataclass(frozen=True)
 class Predicted:
-    """What one process did: ``images`` and ``boxes`` of this call (what was resumed is not counted), ``failed`` images."""
+    """What all processes did: ``images``, ``boxes`` and ``failed`` images of this call; ``resumed`` images were done before.
+
+    ``finished``: the file was complete already, and nothing was done.
+    """
 
     images: int
     boxes: int
     failed: int
     resumed: int
     seconds: float
+    finished: bool = False
 
 
 def predict(
@@ -73,15 +78,15 @@ def predict(
     share = workers.share(len(records))
     mine = records[share.start : share.stop]
     if out.exists():
-        return Predicted(0, 0, 0, len(mine), 0.0)
+        return Predicted(0, 0, 0, len(records), 0.0, finished=True)
     job = _Job(template, options, calibration, token_bytes(template.tokenizer), _generator(model, template.tokenizer, vocab, options))
-    resumed = done = output.resume(mine, options.batch_size)
+    resumed = done = output.resume(mine, options.batch_size, start=share.start)
     boxes = failed = 0
     while done < len(mine):
         batch = mine[done : done + options.batch_size]
         rows, found = job.batch(batch)
         if options.save_distributions:
-            write_distributions(output.distributions, share.start + done, found)
+            write_distributions(output.distributions, share.start + done, found, num_bins=vocab.num_bins)
         output.append(rows)
         done += len(batch)
         boxes += sum(len(row["objects"]) for row in rows)
@@ -91,8 +96,8 @@ def predict(
     workers.wait()
     if workers.rank == 0:
         output.merge()
-    workers.wait()
-    return Predicted(len(mine) - resumed, boxes, failed, resumed, time.perf_counter() - begin)
+    images, boxes, failed, resumed = workers.total([len(mine) - resumed, boxes, failed, resumed])
+    return Predicted(images, boxes, failed, resumed, time.perf_counter() - begin)
 
 
 def _settings(
@@ -154,7 +159,7 @@ def _seed(seed: int, image_id: str) -> int:
 
 def _row(record: Record, objects: list[dict[str, Any]], *, error: str | None = None, **more: Any) -> dict[str, Any]:
     head = {"image_id": record.image_id, "width": record.width, "height": record.height, "objects": objects}
-    empty: dict[str, Any] = {"score_source": None, "problems": {}, "num_tokens": None, "truncated": None, "stopped": None}
+    empty: dict[str, Any] = {"score_source": None, "problems": {}, "num_tokens": None, "truncated": None, "stopped": None, "reverted": None}
     return head | empty | more | {"error": error}
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coordexp.boxes import bounding_box, iou_matrix
+from coordexp.boxes import area, as_boxes, bounding_box, iou_matrix
 from coordexp.data.records import Record, read_records
 from coordexp.data.staging import atomic_text
 from coordexp.errors import ComparisonError, ConfigError, DataError
@@ -96,10 +96,10 @@ def fit_calibration(predictions: Path, records: Path, *, iou: float = 0.5) -> Ca
     """Isotonic regression (scikit-learn) of "this box is right" on its score, over a held-out prediction file.
 
     A box is right if, in descending order of score, it meets a true box of the same description with ``IoU >= iou``
-    that no better-scored box has taken: the rule of COCO.
+    that no better-scored box has taken: the rule of COCO. Boxes in a crowd of their description are left out.
 
     Raises:
-        ComparisonError: files that do not fit together, or boxes without scores.
+        ComparisonError: files that do not fit together, points, or boxes without scores.
         DataError: a file that cannot be read, or no box to learn from.
     """
     from sklearn.isotonic import IsotonicRegression
@@ -119,30 +119,44 @@ def fit_calibration(predictions: Path, records: Path, *, iou: float = 0.5) -> Ca
         raise ComparisonError(f"{predictions}: its boxes have no scores: predict the held-out records with --score token or distribution")
     if source.endswith(CALIBRATED):
         raise ComparisonError(f"{predictions}: its scores are calibrated already: predict the held-out records without --calibrate")
-    scores: list[float] = []
-    right: list[bool] = []
+    pairs: list[tuple[float, bool]] = []
     for row in scored:
-        order = sorted(range(len(row.objects)), key=lambda i, row=row: -(row.objects[i].score or 0.0))  # type: ignore[misc]
-        scores += [row.objects[i].score or 0.0 for i in order]
-        right += _right(row, order, truth[row.image_id], iou)
-    fitted = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(scores, np.array(right, dtype=np.float64))
+        scores = [item.score for item in row.objects if item.score is not None]
+        order = sorted(range(len(scores)), key=lambda i, scores=scores: -scores[i])  # type: ignore[misc]
+        verdicts = _right(row, order, truth[row.image_id], iou)
+        pairs += [(scores[i], verdict) for i, verdict in zip(order, verdicts, strict=True) if verdict is not None]
+    if not pairs:
+        raise DataError(f"{predictions}: no box to calibrate on: all lie in crowds")
+    fitted = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit([p for p, _ in pairs], [float(q) for _, q in pairs])
     x, y = fitted.X_thresholds_.tolist(), fitted.y_thresholds_.tolist()
-    return Calibration(source, tuple(x), tuple(y), iou, len(scores))
+    return Calibration(source, tuple(x), tuple(y), iou, len(pairs))
 
 
-def _right(row: Prediction, order: Sequence[int], record: Record, iou: float) -> list[bool]:
-    if not record.objects:
-        return [False] * len(order)
-    true = np.array([bounding_box(item.values) for item in record.objects], dtype=np.float64)
-    overlap = iou_matrix(np.array([row.objects[i].box for i in order], dtype=np.float64), true)
-    taken = np.zeros(len(true), dtype=bool)
-    found = []
+def _right(row: Prediction, order: Sequence[int], record: Record, iou: float) -> list[bool | None]:
+    """Of each box in ``order``: right, wrong, or None where it lies in a crowd of its description and nothing is known."""
+    if (row.width, row.height) != (record.width, record.height):
+        raise ComparisonError(f"{row.source}: image {row.image_id!r} has another size in {record.source}: predict again from these records")
+    if any(item.geometry == "point_2d" for item in record.objects):
+        raise ComparisonError(f"{record.source}: has a point_2d: boxes are calibrated, give records with bbox_2d or poly")
+    single = [item for item in record.objects if not item.crowd]
+    crowd = [item for item in record.objects if item.crowd]
+    boxes = as_boxes([row.objects[i].box for i in order])
+    overlap = iou_matrix(boxes, as_boxes([bounding_box(item.values) for item in single]))
+    regions = as_boxes([bounding_box(item.values) for item in crowd])
+    low, high = np.maximum(boxes[:, None, :2], regions[None, :, :2]), np.minimum(boxes[:, None, 2:], regions[None, :, 2:])
+    inside = np.prod(np.maximum(high - low, 0), axis=-1)
+    free = np.ones(len(single), dtype=bool)
+    found: list[bool | None] = []
     for n, i in enumerate(order):
-        same = np.array([item.desc == row.objects[i].desc for item in record.objects])
-        candidates = np.where(same & ~taken, overlap[n], -1.0)
-        best = int(candidates.argmax())
-        found.append(bool(candidates[best] >= iou))
-        taken[best] |= found[-1]
+        desc = row.objects[i].desc
+        candidates = np.where(free & np.array([item.desc == desc for item in single], dtype=bool), overlap[n], -1.0)
+        best = int(candidates.argmax()) if len(single) else -1
+        if best >= 0 and candidates[best] >= iou:
+            free[best] = False
+            found.append(True)
+            continue
+        covered = max((inside[n, j] for j, item in enumerate(crowd) if item.desc == desc), default=0.0)
+        found.append(None if covered > 0 and covered >= iou * area(boxes[n : n + 1])[0] else False)
     return found
 
 
