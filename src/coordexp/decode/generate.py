@@ -111,6 +111,11 @@ class Generator:
     temperature: float = 0.0
     _masks: list[Masks] = field(default_factory=list, repr=False)
 
+    def __post_init__(self) -> None:
+        if self.grammar is not None:
+            # Limits that no answer fits into are refused here, before anything is written.
+            Follower(self.grammar, max_objects=self.max_objects, max_tokens=self.max_new_tokens)
+
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], *, seeds: Sequence[int] | None = None) -> list[Generated]:
         """Answers of a batch of prompts, in order. ``seeds``: one a row, needed with a temperature."""

@@ -70,16 +70,16 @@ def predict(
         ConfigError: an ``out`` made with other settings, without ``overwrite``.
     """
     workers = workers or Workers()
+    job = _Job(template, options, calibration, token_bytes(template.tokenizer), _generator(model, template.tokenizer, vocab, options))
     output = Output(out, workers)
     if workers.rank == 0:
-        output.prepare(_settings(records, options, settings or {}, calibration, workers), overwrite=overwrite)
+        output.prepare(settings_of(records, options, settings or {}, calibration, workers), overwrite=overwrite)
     workers.wait()
     begin = time.perf_counter()
     share = workers.share(len(records))
     mine = records[share.start : share.stop]
     if out.exists():
         return Predicted(0, 0, 0, len(records), 0.0, finished=True)
-    job = _Job(template, options, calibration, token_bytes(template.tokenizer), _generator(model, template.tokenizer, vocab, options))
     resumed = done = output.resume(mine, options.batch_size, start=share.start)
     boxes = failed = 0
     while done < len(mine):
@@ -100,11 +100,11 @@ def predict(
     return Predicted(images, boxes, failed, resumed, time.perf_counter() - begin)
 
 
-def _settings(
+def settings_of(
     records: Sequence[Record], options: DecodeOptions, given: dict[str, Any], calibration: Calibration | None, workers: Workers
 ) -> dict[str, Any]:
     """What the rows depend on. The batch size is not part of it: it may be lowered to go on."""
-    ids = hashlib.sha256("\n".join(f"{r.image_id}\t{r.image}\t{r.width}\t{r.height}" for r in records).encode()).hexdigest()
+    ids = hashlib.sha256("\n".join(f"{r.image_id}\t{r.image.name}\t{r.width}\t{r.height}" for r in records).encode()).hexdigest()
     decode = {name: value for name, value in asdict(options).items() if name != "batch_size"}
     fitted = None if calibration is None else asdict(calibration)
     return {**given, **decode, "calibration": fitted, "images_sha256": ids, "images": len(records), "processes": workers.world}
