@@ -205,6 +205,13 @@ def test_no_room_for_an_answer_is_an_error():
 # The loop
 
 
+def test_where_only_an_empty_answer_has_room_it_is_written_without_a_pass():
+    made = grammar("tiny", ("bbox_2d",))
+    for answer in own(noisy_model(1), made, len(made.empty))(prompts()):
+        assert template().tokenizer.decode(answer.token_ids) == '{"objects": []}'
+        assert (answer.passes, answer.stopped, answer.truncated, len(answer.coord_logits)) == (0, "budget", True, 0)
+
+
 @lru_cache
 def prompts():
     """Prompts of images of different sizes: different lengths, different rope offsets."""

@@ -127,9 +127,12 @@ class Generator:
         randoms = [torch.Generator().manual_seed(seed) for seed in seeds] if seeds is not None and self.temperature > 0 else []
         # What the grammar forces at the head of an answer is fed with the prompt.
         prompts = [replace(p, input_ids=p.input_ids + a.force()) for p, a in zip(prompts, answers, strict=True)]
+        # Where only an empty answer has room, nothing is left to choose.
+        rows = [i for i, answer in enumerate(answers) if answer.follower is None or not answer.follower.done]
+        if not rows:
+            return [self._finish(answer) for answer in answers]
         self.model.eval()
-        state = _State.prefill(self.model, prompts, self._pad())
-        rows = list(range(len(prompts)))
+        state = _State.prefill(self.model, [prompts[i] for i in rows], self._pad())
         for answer in answers:
             answer.position += len(answer.ids)
         while True:

@@ -210,12 +210,6 @@ def read_answer(
     ), distributions
 
 
-def read_positions(coord_logits: Tensor) -> dict[str, Tensor]:
-    """Bin positions ``[M]`` by every readout, at temperature 1, of slice logits ``[M, K]``."""
-    p = torch.softmax(coord_logits.double(), dim=-1)
-    return {name: read(p) for name, read in distribution.READOUTS.items()}
-
-
 def read_box(p: Tensor, bins: Sequence[int], *, ordered: bool) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Positions ``[4]`` of one box by every readout, of distributions ``[4, K]``; ``argmax`` is the written bins.
 
