@@ -302,11 +302,11 @@ def predict_file(
     from coordexp.data.template import ChatTemplate
     from coordexp.decode.output import Output, Workers
     from coordexp.decode.scores import open_calibration
-    from coordexp.modeling.load import load_image_processor, load_model, load_tokenizer
+    from coordexp.modeling.load import choose_device, load_image_processor, load_model, load_tokenizer
     from coordexp.runs.manifest import file_sha256
     from coordexp.vocab.coord_vocab import CoordVocab
 
-    where = _device(device)
+    where = choose_device(device)
     tokenizer = load_tokenizer(model)
     CoordVocab.from_tokenizer(tokenizer)
     # A damaged image is a row with its error, not the end: images are looked at one by one, in their batch.
@@ -324,13 +324,3 @@ def predict_file(
     if calibration is not None and workers.rank == 0:
         calibration.save(Output(out, workers).calibration_path)
     return done
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device: expected auto, cpu or cuda, got {name}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch finds no GPU here: use --device cpu")
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name != "cpu" and torch.cuda.is_available() else "cpu"

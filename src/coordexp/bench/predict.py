@@ -13,7 +13,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from coordexp.data.template import ChatTemplate, Prompt
 from coordexp.decode.automaton import AnswerGrammar
 from coordexp.decode.generate import CoordRecorder, Generator
 from coordexp.grammar import parse
-from coordexp.modeling.load import load_image_processor, load_model, load_tokenizer
+from coordexp.modeling.load import choose_device, load_image_processor, load_model, load_tokenizer
 from coordexp.runs.manifest import git_state
 from coordexp.vocab.coord_vocab import CoordVocab
 
@@ -82,6 +82,7 @@ def variants(bench: PredictBench, model: Any, tokenizer: Any) -> dict[str, Call]
 def measure(bench: PredictBench, progress: Callable[[int, int], None] | None = None) -> list[dict[str, Any]]:
     """One row a variant: boxes/s (p20, p50, p80 over rounds), forward passes, parse rate, and the circumstances."""
     tokenizer = load_tokenizer(bench.model)
+    bench = replace(bench, device=choose_device(bench.device))
     model = load_model(bench.model).to(bench.device).eval()
     template = ChatTemplate(tokenizer, load_image_processor(bench.model), prompt=DEFAULT_PROMPT)
     records = read_records(bench.data, limit=bench.limit).records

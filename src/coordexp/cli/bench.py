@@ -26,7 +26,7 @@ def predict(
     limit: Annotated[int, typer.Option(min=1, help="Only the first N records.")] = 100,
     batch_size: Annotated[int, typer.Option(min=1)] = 50,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 150,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="CSV to append to.")] = None,
 ) -> None:
     """Boxes/s of constrained decoding against transformers' generate, interleaved."""

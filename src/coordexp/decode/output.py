@@ -47,6 +47,18 @@ class Workers:
         if self.world > 1:
             torch.distributed.barrier()
 
+    def agree(self, fault: str | None) -> None:
+        """Wait for the first process, and stop with it: ``fault`` is its reason, None to go on. Nobody is left at a barrier.
+
+        Raises:
+            ConfigError: the first process's reason, in every process.
+        """
+        reasons = [fault]
+        if self.world > 1:
+            torch.distributed.broadcast_object_list(reasons, src=0)
+        if reasons[0] is not None:
+            raise ConfigError(reasons[0])
+
     def total(self, counts: Sequence[int]) -> list[int]:
         """Sums over all processes."""
         if self.world == 1:

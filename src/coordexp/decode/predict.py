@@ -23,7 +23,7 @@ from coordexp.decode.options import DecodeOptions
 from coordexp.decode.output import Output, Workers
 from coordexp.decode.scores import Calibration, calibrated, distribution_score, token_score
 from coordexp.decode.tokens import token_bytes, token_spans
-from coordexp.errors import DataError
+from coordexp.errors import ConfigError, DataError
 from coordexp.grammar import COORD_TOKEN, parse
 from coordexp.vocab.coord_vocab import CoordVocab
 
@@ -72,9 +72,13 @@ def predict(
     workers = workers or Workers()
     job = _Job(template, options, calibration, token_bytes(template.tokenizer), _generator(model, template.tokenizer, vocab, options))
     output = Output(out, workers)
+    fault = None
     if workers.rank == 0:
-        output.prepare(settings_of(records, options, settings or {}, calibration, workers), overwrite=overwrite)
-    workers.wait()
+        try:
+            output.prepare(settings_of(records, options, settings or {}, calibration, workers), overwrite=overwrite)
+        except ConfigError as error:
+            fault = str(error)
+    workers.agree(fault)
     begin = time.perf_counter()
     share = workers.share(len(records))
     mine = records[share.start : share.stop]
