@@ -313,8 +313,11 @@ def predict_file(
     records = list(read_records(data, limit=limit, check_images=False).records)
     calibration = None if calibrate is None else open_calibration(*calibrate, options.score)
     template = ChatTemplate(tokenizer, load_image_processor(model), prompt=prompt or DEFAULT_PROMPT)
-    weights = {path.name: file_sha256(path) for path in sorted(model.glob("*.safetensors"))}
-    settings = {"model_sha256": weights, "prompt": template.prompt}
+    # Weights, tokenizer, image size, chat template: everything of the folder that an answer depends on.
+    files = sorted(
+        {*model.glob("*.safetensors"), *model.glob("*config.json"), *model.glob("tokenizer.json"), *model.glob("chat_template*")}
+    )
+    settings = {"model_sha256": {path.name: file_sha256(path) for path in files}, "prompt": template.prompt}
     loaded = load_model(model).to(where)
     workers = Workers.from_environment()
     done = _predict(
