@@ -243,6 +243,17 @@ def test_a_file_begun_with_other_settings_is_refused_and_left_as_it_is(tmp_path,
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_file_that_another_prediction_is_writing_is_refused_even_with_overwrite(tmp_path, overwrite):
+    out = tmp_path / "p.jsonl"
+    Output(out, Workers()).prepare(_settings(OPTIONS), overwrite=False)
+    with Output(out, Workers()).alone(), pytest.raises(ConfigError, match="is being written by another prediction"):
+        run(out, overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl.settings.json"]
+    run(out)
+    assert [row["image_id"] for row in rows(out)] == [r.image_id for r in records("train")[:5]]
+
+
 def _settings(options):
     return settings_of(records("train")[:5], options, {}, None, Workers())
 

@@ -6,11 +6,14 @@ process R; the parts are put together, in order, as ``OUT`` when every process i
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,14 +101,35 @@ class Output:
         """Finished batches of one process."""
         return self.path.with_name(f"{self.path.name}.part-{rank}-of-{self.workers.world}")
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the settings file, so that no second prediction writes here: processes may outlive a killed torchrun.
+
+        Raises:
+            ConfigError: another prediction holds it.
+        """
+        with self.settings_path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"{self.path} is being written by another prediction: wait for it, or end it") from None
+            except OSError as error:
+                # Some network file systems know no locks; nothing can be told there.
+                if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
+                    raise
+            yield
+
     def prepare(self, settings: dict[str, Any], *, overwrite: bool) -> None:
         """Begin, or check that what is there was begun with the same settings. One process only.
 
         Raises:
-            ConfigError: a file made with other settings, or not by this command.
+            ConfigError: a file made with other settings, not by this command, or by one that is still at work.
         """
         if self.path.is_dir():
             raise ConfigError(f"{self.path}: expected the name of a file for --out, got a folder")
+        if self.settings_path.is_file():
+            with self.alone():
+                pass
         if overwrite:
             self._remove()
         for left in self.distributions.glob(".*.tmp"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,36 +73,46 @@ def predict(
     workers = workers or Workers()
     job = _Job(template, options, calibration, token_bytes(template.tokenizer), _generator(model, template.tokenizer, vocab, options))
     output = Output(out, workers)
-    fault = None
-    if workers.rank == 0:
-        try:
-            output.prepare(settings_of(records, options, settings or {}, calibration, workers), overwrite=overwrite)
-        except ConfigError as error:
-            fault = str(error)
-    workers.agree(fault)
-    begin = time.perf_counter()
-    share = workers.share(len(records))
+    with ExitStack() as held:
+        fault = None
+        if workers.rank == 0:
+            try:
+                output.prepare(settings_of(records, options, settings or {}, calibration, workers), overwrite=overwrite)
+                held.enter_context(output.alone())
+            except ConfigError as error:
+                fault = str(error)
+        workers.agree(fault)
+        if out.exists():
+            return Predicted(0, 0, 0, len(records), 0.0, finished=True)
+        begin = time.perf_counter()
+        done = _write(job, output, records, progress)
+        workers.wait()
+        seconds = time.perf_counter() - begin
+        if workers.rank == 0:
+            output.merge()
+        images, boxes, failed, resumed = workers.total(done)
+    return Predicted(images, boxes, failed, resumed, seconds)
+
+
+def _write(job: _Job, output: Output, records: Sequence[Record], progress: Progress | None) -> tuple[int, int, int, int]:
+    """This process's part: images, boxes, failed, resumed."""
+    share = output.workers.share(len(records))
     mine = records[share.start : share.stop]
-    if out.exists():
-        return Predicted(0, 0, 0, len(records), 0.0, finished=True)
-    resumed = done = output.resume(mine, options.batch_size, start=share.start)
+    size = job.options.batch_size
+    resumed = done = output.resume(mine, size, start=share.start)
     boxes = failed = 0
     while done < len(mine):
-        batch = mine[done : done + options.batch_size]
+        batch = mine[done : done + size]
         rows, found = job.batch(batch)
-        if options.save_distributions:
-            write_distributions(output.distributions, share.start + done, found, num_bins=vocab.num_bins)
+        if job.options.save_distributions:
+            write_distributions(output.distributions, share.start + done, found, num_bins=job.generator.vocab.num_bins)
         output.append(rows)
         done += len(batch)
         boxes += sum(len(row["objects"]) for row in rows)
         failed += sum(row["error"] is not None for row in rows)
         if progress is not None:
             progress(done, len(mine), boxes)
-    workers.wait()
-    if workers.rank == 0:
-        output.merge()
-    images, boxes, failed, resumed = workers.total([len(mine) - resumed, boxes, failed, resumed])
-    return Predicted(images, boxes, failed, resumed, time.perf_counter() - begin)
+    return len(mine) - resumed, boxes, failed, resumed
 
 
 def settings_of(
