@@ -315,8 +315,7 @@ def test_distributions_and_log_probabilities_are_the_models_own_before_any_const
                 assert value == pytest.approx(float(logits[n].log_softmax(-1)[answer.token_ids[n]]), abs=1e-3)
 
 
-def test_a_model_that_prefers_the_truth_writes_the_training_tokens():
-    """The model's choice is replaced by the training token wherever there is a choice; all else is forced."""
+def test_what_is_forced_between_the_choices_of_an_answer_is_the_training_token():
     chat, made = template(), grammar("tiny", ("bbox_2d",))
     for record in records("train")[:4]:
         example = chat.encode(record)

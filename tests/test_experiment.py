@@ -49,6 +49,9 @@ def test_run_goes_from_data_to_report_and_every_stage_reruns_from_disk(tmp_path,
     assert (run_dir / "checkpoints" / "checkpoint-2" / "preprocessor_config.json").is_file()
     results = json.loads((run_dir / "results.json").read_text())
     assert results["counts"]["effective"] == 4
+    # Constrained by default.
+    assert json.loads((run_dir / "predictions.jsonl.settings.json").read_text())["constrained"] is True
+    assert results["health.parse_rate"] == 1.0
 
     final, test = run_dir / "checkpoints" / "final", run_dir / "data" / "test.jsonl"
     again = tmp_path / "again.jsonl"
