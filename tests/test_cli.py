@@ -17,7 +17,7 @@ from coordexp.cli import model as model_commands
 COMMANDS = (
     ("run",), ("train",), ("predict",), ("evaluate",), ("report",), ("audit",), ("data", "synth"), ("data", "import"),
     ("data", "validate"), ("data", "stats"), ("data", "render"),
-    ("model", "tiny"), ("vocab", "extend"), ("bench", "loss"), ("bench", "step"),
+    ("model", "tiny"), ("vocab", "extend"), ("bench", "loss"), ("bench", "step"), ("bench", "predict"),
 )  # fmt: skip
 
 
@@ -63,8 +63,8 @@ def test_every_fault_of_an_experiment_is_one_error_line_and_nothing_is_written(t
     ("words", "part"),
     [
         (("run", "none.yaml"), "none.yaml"),
-        (("predict", "--model", "none", "--data", "none.jsonl", "--out", "p.jsonl"), "none"),
-        (("predict", "--model", "m", "--data", "d", "--out", "p", "--readout", "mean"), "--readout: expected one of argmax"),
+        (("predict", "none", "none.jsonl", "--out", "p.jsonl"), "none"),
+        (("predict", "m", "d", "--out", "p", "--readout", "mean"), "--readout: expected one of argmax"),
         (("evaluate", "--predictions", "none.jsonl", "--data", "none.jsonl"), "none.jsonl"),
         (("report", "none"), "none"),
         (("data", "validate", "none.jsonl"), "none.jsonl"),
@@ -99,8 +99,8 @@ def test_a_mistake_is_one_error_line_and_exit_code_2_and_writes_nothing(words, p
         ("nonsense",),
         ("run",),
         ("run", "x.yaml", "--nonsense"),
-        ("predict", "--model", "m", "--data", "d", "--out", "p", "--batch-size", "0"),
-        ("predict", "--model", "m", "--data", "d", "--out", "p", "--limit", "0"),
+        ("predict", "m", "d", "--out", "p", "--batch-size", "0"),
+        ("predict", "m", "d", "--out", "p", "--limit", "0"),
         ("evaluate", "--predictions", "p", "--data", "d", "--bootstrap", "-1"),
         ("report", "r", "--images", "-1"),
         ("model", "tiny", "--out", "o", "--num-layers", "0"),

@@ -16,7 +16,7 @@ SMALL = [
     "model.tiny.vision_depth=2", "model.tiny.vision_hidden_size=32", "model.tiny.vision_intermediate_size=48",
     "model.tiny.vision_heads=2", "model.tiny.max_pixels=4096", "train.max_steps=3", "train.per_device_batch_size=4",
     "train.group_by_length=true",
-    "train.logging_steps=1", "train.eval_steps=2", "train.save_steps=2", "decode.max_new_tokens=12", "evaluate.bootstrap=20",
+    "train.logging_steps=1", "train.eval_steps=2", "train.save_steps=2", "decode.max_new_tokens=90", "evaluate.bootstrap=20",
 ]  # fmt: skip
 
 
@@ -49,10 +49,13 @@ def test_run_goes_from_data_to_report_and_every_stage_reruns_from_disk(tmp_path,
     assert (run_dir / "checkpoints" / "checkpoint-2" / "preprocessor_config.json").is_file()
     results = json.loads((run_dir / "results.json").read_text())
     assert results["counts"]["effective"] == 4
+    # Constrained by default.
+    assert json.loads((run_dir / "predictions.jsonl.settings.json").read_text())["constrained"] is True
+    assert results["health.parse_rate"] == 1.0
 
     final, test = run_dir / "checkpoints" / "final", run_dir / "data" / "test.jsonl"
     again = tmp_path / "again.jsonl"
-    code, _, _ = call(monkeypatch, capsys, "predict", "--model", final, "--data", test, "--out", again, "--max-new-tokens", 12)
+    code, _, _ = call(monkeypatch, capsys, "predict", final, test, "--out", again, "--max-new-tokens", 90)
     assert code == 0
     assert again.read_text() == (run_dir / "predictions.jsonl").read_text()
     code, out, _ = call(
@@ -136,8 +139,8 @@ def test_bad_records_stop_a_run_before_training_with_one_line(tmp_path, monkeypa
         (["data", "import", "voc", "nowhere", "--out", "x"], "nowhere"),
         (["vocab", "extend", "nowhere", "--out", "x"], "no such model folder"),
         (["vocab", "extend", "nowhere", "--out", "x", "--init", "best"], "mean, digits, ordinal"),
-        (["predict", "--model", "nowhere", "--data", "x", "--out", "y"], "no such model folder"),
-        (["predict", "--model", "nowhere", "--data", "x", "--out", "y", "--readout", "best"], "topk_mean"),
+        (["predict", "nowhere", "x", "--out", "y"], "no such model folder"),
+        (["predict", "nowhere", "x", "--out", "y", "--readout", "best"], "topk_mean"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, words, message):
@@ -152,13 +155,11 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, caps
 
 def test_an_empty_file_and_a_model_without_coordinates_are_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "empty.jsonl").write_text("")
-    code, _, err = call(
-        monkeypatch, capsys, "predict", "--model", workspace() / "model", "--data", tmp_path / "empty.jsonl", "--out", tmp_path / "p"
-    )
+    code, _, err = call(monkeypatch, capsys, "predict", workspace() / "model", tmp_path / "empty.jsonl", "--out", tmp_path / "p")
     assert (code, err.count("\n")) == (2, 1)
     assert "empty.jsonl" in err
     data = workspace() / "data" / "test.jsonl"
-    code, _, err = call(monkeypatch, capsys, "predict", "--model", workspace() / "tiny", "--data", data, "--out", tmp_path / "p")
+    code, _, err = call(monkeypatch, capsys, "predict", workspace() / "tiny", data, "--out", tmp_path / "p")
     assert code == 2
     assert "coordexp vocab extend" in err
     assert not (tmp_path / "p").exists()

@@ -11,9 +11,10 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -317,8 +318,8 @@ class _Chain:
         folder = self._root / "checkpoints" / "final"
         model = load_model(folder, self.config.model)
         records = self._records("test")
-        boxes = _predict(model, self._template(folder), records, self._root / "predictions.jsonl", self.config.decode, self.console)
-        self._say(f"{boxes} boxes on {len(records)} images")
+        done = _predict(model, self._template(folder), records, self._root / "predictions.jsonl", self.config.decode, self.console)
+        self._say(f"{done.boxes} boxes on {len(records)} images, {done.boxes / done.seconds:.1f} boxes/s")
 
     def evaluate(self) -> None:
         """Compare predictions with the test split."""
@@ -366,6 +367,8 @@ class _Chain:
 def probe(model: Any, template: Any, records: list[Any], options: DecodeOptions) -> dict[str, float]:
     """Generate on ``records`` and score: ``probe/{parse_rate,f1_50,objects_per_image,duplicate_rate}``; what is undefined is NaN.
 
+    Without the grammar's constraint, under which every answer parses.
+
     F1 at IoU .5 is class-agnostic, with the boxes of ``options.readout``.
     """
     from coordexp.decode.predict import predict
@@ -380,7 +383,14 @@ def probe(model: Any, template: Any, records: list[Any], options: DecodeOptions)
             file, _, number = record.source.rpartition(":")
             lines.append(Path(file).read_text(encoding="utf-8").splitlines()[int(number) - 1])
         truth.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        predict(model, template, records, found, vocab=CoordVocab.from_tokenizer(template.tokenizer), options=options)
+        predict(
+            model,
+            template,
+            records,
+            found,
+            vocab=CoordVocab.from_tokenizer(template.tokenizer),
+            options=replace(options, constrained=False),
+        )
         results = evaluate_files(found, truth, EvaluateOptions(bootstrap=0), out=None)
     keys = {
         "probe/parse_rate": "health.parse_rate",
@@ -391,29 +401,68 @@ def probe(model: Any, template: Any, records: list[Any], options: DecodeOptions)
     return {name: float("nan") if results[key] is None else float(results[key]) for name, key in keys.items()}
 
 
-def _predict(model: Any, template: Any, records: list[Any], out: Path, options: DecodeOptions, console: Console) -> int:
+@contextmanager
+def _boxes_bar(console: Console) -> Iterator[Callable[[int, int, int], None]]:
+    """A progress callback ``(done, total, boxes)`` that shows boxes/s; nothing is drawn on a pipe."""
+    if not console.is_terminal:
+        yield lambda done, total, boxes: None
+        return
+    columns = (TextColumn("  generating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[rate]}"))
+    begin = time.perf_counter()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("generating", total=None, rate="")
+
+        def show(done: int, total: int, boxes: int) -> None:
+            progress.update(task, completed=done, total=total, rate=f"{boxes / (time.perf_counter() - begin):.1f} boxes/s")
+
+        yield show
+
+
+def _predict(model: Any, template: Any, records: list[Any], out: Path, options: DecodeOptions, console: Console, **more: Any) -> Any:
     from coordexp.decode.predict import predict
     from coordexp.vocab.coord_vocab import CoordVocab
 
     vocab = CoordVocab.from_tokenizer(template.tokenizer)
-    with _bar(console, "generating") as progress:
-        return predict(model, template, records, out, vocab=vocab, options=options, progress=progress)
+    with _boxes_bar(console) as progress:
+        return predict(model, template, records, out, vocab=vocab, options=options, progress=progress, **more)
 
 
 def predict_file(
     model: Path, data: Path, out: Path, options: DecodeOptions, *, prompt: str | None = None, limit: int | None = None,
-    console: Console | None = None,
-) -> int:  # fmt: skip
-    """Predict the records of one file with a model folder; returns the number of boxes written."""
+    calibrate: tuple[Path, Path | None] | None = None, device: str = "auto", overwrite: bool = False, console: Console | None = None,
+) -> Any:  # fmt: skip
+    """Predict the records of one file with a model folder; returns what this process did (``decode.predict.Predicted``).
+
+    ``calibrate``: a saved calibration, or a prediction file and its records; what was fitted is saved as
+    ``OUT.calibration.json``. Under torchrun each process takes its share of the records, on its own GPU if there is one.
+    """
     from coordexp.data.options import DEFAULT_PROMPT
-    from coordexp.data.records import read_records, verify_images
+    from coordexp.data.records import read_records
     from coordexp.data.template import ChatTemplate
-    from coordexp.modeling.load import load_image_processor, load_model, load_tokenizer
+    from coordexp.decode.output import Output, Workers
+    from coordexp.decode.scores import open_calibration
+    from coordexp.modeling.load import choose_device, load_image_processor, load_model, load_tokenizer
+    from coordexp.runs.manifest import file_sha256
     from coordexp.vocab.coord_vocab import CoordVocab
 
+    where = choose_device(device)
     tokenizer = load_tokenizer(model)
     CoordVocab.from_tokenizer(tokenizer)
-    records = list(read_records(data, limit=limit).records)
-    verify_images(records)
+    # A damaged image is a row with its error, not the end: images are looked at one by one, in their batch.
+    records = list(read_records(data, limit=limit, check_images=False).records)
+    calibration = None if calibrate is None else open_calibration(*calibrate, options.score)
     template = ChatTemplate(tokenizer, load_image_processor(model), prompt=prompt or DEFAULT_PROMPT)
-    return _predict(load_model(model), template, records, out, options, console or Console())
+    # Weights, tokenizer, image size, chat template: everything of the folder that an answer depends on.
+    files = sorted(
+        {*model.glob("*.safetensors"), *model.glob("*config.json"), *model.glob("tokenizer.json"), *model.glob("chat_template*")}
+    )
+    settings = {"model_sha256": {path.name: file_sha256(path) for path in files}, "prompt": template.prompt}
+    loaded = load_model(model).to(where)
+    workers = Workers.from_environment()
+    done = _predict(
+        loaded, template, records, out, options, console or Console(stderr=True, quiet=workers.rank > 0), settings=settings,
+        calibration=calibration, overwrite=overwrite, workers=workers,
+    )  # fmt: skip
+    if calibration is not None and workers.rank == 0:
+        calibration.save(Output(out, workers).calibration_path)
+    return done

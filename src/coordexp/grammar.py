@@ -73,12 +73,14 @@ class ParsedAnswer:
     """What could be read (``instances``) and how often something could not, by reason (``problems``).
 
     ``coord_index`` gives, per instance, where its values stand among all coordinate tokens of the
-    text, so that a reader of the model's distributions can find them.
+    text, so that a reader of the model's distributions can find them. ``desc_spans`` gives the characters
+    ``[start, end)`` of each description as written, without its quotes.
     """
 
     instances: tuple[Instance, ...]
     problems: dict[str, int]
     coord_index: tuple[tuple[int, ...], ...] = field(default=(), compare=False)
+    desc_spans: tuple[tuple[int, int], ...] = field(default=(), compare=False)
 
 
 def render(instances: Sequence[Instance]) -> Rendered:
@@ -137,6 +139,7 @@ def parse(text: str, strict: bool = False, *, num_bins: int = 1000) -> ParsedAns
     problems: Counter[str] = Counter()
     instances: list[Instance] = []
     index: list[tuple[int, ...]] = []
+    written: list[tuple[int, int]] = []
     keyed = _KEYED_ANSWER.match(text)
     head = keyed or re.match(r'\s*\{\s*"objects"\s*:\s*\[', text)
     if head is None:
@@ -144,7 +147,7 @@ def parse(text: str, strict: bool = False, *, num_bins: int = 1000) -> ParsedAns
             problems["no_answer"] += 1
     else:
         ordinals = {m.start(): n for n, m in enumerate(COORD_TOKEN.finditer(text))}
-        end = _read_objects(text, 0 if keyed else head.end(), bool(keyed), num_bins, ordinals, instances, index, problems)
+        end = _read_objects(text, 0 if keyed else head.end(), bool(keyed), num_bins, ordinals, instances, index, written, problems)
         tail = text[end:].strip()
         closed = re.match(r"\}" if keyed else r"\]\s*\}", tail)
         if closed is None:
@@ -153,7 +156,7 @@ def parse(text: str, strict: bool = False, *, num_bins: int = 1000) -> ParsedAns
             problems["trailing_text"] += 1
     if strict and problems:
         raise ValueError(f"answer does not follow the format: {dict(problems)} in {text[:200]!r}")
-    return ParsedAnswer(tuple(instances), dict(problems), tuple(index))
+    return ParsedAnswer(tuple(instances), dict(problems), tuple(index), tuple(written))
 
 
 def _read_objects(
@@ -164,6 +167,7 @@ def _read_objects(
     ordinals: dict[int, int],
     instances: list[Instance],
     index: list[tuple[int, ...]],
+    written: list[tuple[int, int]],
     problems: Counter[str],
 ) -> int:
     """Append every whole object from ``at`` on; return where the object list ends."""
@@ -182,7 +186,7 @@ def _read_objects(
                 return len(text)
             at = start + 1 + resume.start()
             continue
-        desc, geometry, span, at = found
+        desc, where, geometry, span, at = found
         tokens = list(COORD_TOKEN.finditer(text, *span))
         bins = tuple(int(m.group(1)) for m in tokens)
         fault = _bins_fault(geometry, bins, num_bins)
@@ -191,10 +195,11 @@ def _read_objects(
         else:
             instances.append(Instance(desc, bins, geometry))
             index.append(tuple(ordinals[m.start()] for m in tokens))
+            written.append(where)
 
 
-def _read_object(text: str, start: int) -> tuple[str, Geometry, tuple[int, int], int] | None:
-    """``(desc, geometry, span of the value list, end of the object)`` of the object at ``start``, or None."""
+def _read_object(text: str, start: int) -> tuple[str, tuple[int, int], Geometry, tuple[int, int], int] | None:
+    """``(desc, its span, geometry, span of the value list, end of the object)`` of the object at ``start``, or None."""
     opening = _OBJECT_START.match(text, start)
     if opening is None:
         return None
@@ -207,7 +212,7 @@ def _read_object(text: str, start: int) -> tuple[str, Geometry, tuple[int, int],
     closing = re.compile(r"\s*\}").match(text, values.end()) if values else None
     if key is None or values is None or closing is None or not isinstance(desc, str):
         return None
-    return desc, _geometry(key.group(1)), values.span(), closing.end()
+    return desc, (opening.end() + 1, after - 1), _geometry(key.group(1)), values.span(), closing.end()
 
 
 def _geometry(name: str) -> Geometry:

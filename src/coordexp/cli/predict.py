@@ -2,32 +2,67 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from coordexp.cli.common import Overwrite, flags
+
 
 def predict(
-    model: Annotated[Path, typer.Option(help="Model folder with coordinate tokens.")],
-    data: Annotated[Path, typer.Option(help="Records, JSONL.")],
-    out: Annotated[Path, typer.Option(help="Where predictions.jsonl goes.")],
+    model: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Model folder with coordinate tokens.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Records, JSONL.")],
+    out: Annotated[Path, typer.Option(help="Where predictions.jsonl goes. A prediction that was cut off goes on.")],
     readout: Annotated[str, typer.Option(help="argmax, expectation, median, topk_mean, window or auto.")] = "auto",
+    score: Annotated[str, typer.Option(help="none, constant, token or distribution.")] = "distribution",
+    constrained: Annotated[bool, typer.Option("--constrained/--unconstrained", help="Keep to the answer format.")] = True,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    max_objects: Annotated[int, typer.Option(min=1, help="Constrained: most objects in an answer.")] = 100,
+    temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.0,
+    seed: int = 0,
+    save_distributions: Annotated[bool, typer.Option(help="Keep the coordinate distributions in OUT.distributions.")] = False,
+    calibrate: Annotated[Path | None, typer.Option(help="Held-out predictions (with --calibrate-data), or a saved calibration.")] = None,
+    calibrate_data: Annotated[Path | None, typer.Option(help="The records of the held-out predictions.")] = None,
     prompt: Annotated[str | None, typer.Option(help="The instruction the model was trained with.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N records.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
-    """Write the boxes a model sees on every image of a file."""
+    """Write the boxes a model sees on every image of a file. Several processes: torchrun -m coordexp predict ..."""
     from typing import cast, get_args
 
-    from coordexp.decode.options import DecodeOptions, ReadoutName
+    from coordexp.decode.options import DecodeOptions, ReadoutName, ScoreName
     from coordexp.errors import ConfigError
 
-    if readout not in get_args(ReadoutName):
-        raise ConfigError(f"--readout: expected one of {', '.join(get_args(ReadoutName))}, got {readout}")
+    for name, value, legal in (("readout", readout, get_args(ReadoutName)), ("score", score, get_args(ScoreName))):
+        if value not in legal:
+            raise ConfigError(f"--{name}: expected one of {', '.join(legal)}, got {value}")
+    if calibrate is None and calibrate_data is not None:
+        raise ConfigError("--calibrate-data: expected --calibrate PREDICTIONS with it")
+    if calibrate is not None and score == "none":
+        raise ConfigError("--calibrate: expected scores to calibrate, got --score none")
+    with flags("decode"):
+        options = DecodeOptions(
+            readout=cast(ReadoutName, readout), score=cast(ScoreName, score), constrained=constrained, batch_size=batch_size,
+            max_new_tokens=max_new_tokens, max_objects=max_objects, temperature=temperature, seed=seed,
+            save_distributions=save_distributions,
+        )  # fmt: skip
     from coordexp.experiment import predict_file
 
-    options = DecodeOptions(readout=cast(ReadoutName, readout), batch_size=batch_size, max_new_tokens=max_new_tokens)
-    boxes = predict_file(model, data, out, options, prompt=prompt, limit=limit)
-    typer.echo(f"{boxes} boxes written to {out}")
+    chosen = None if calibrate is None else (calibrate, calibrate_data)
+    done = predict_file(
+        model, data, out, options, prompt=prompt, limit=limit, calibrate=chosen, device=device, overwrite=overwrite
+    )  # fmt: skip
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if done.finished:
+        typer.echo(f"{out} is finished: {done.resumed} images, made with these settings; nothing was done (--overwrite makes it again)")
+        return
+    if done.resumed:
+        typer.echo(f"{done.resumed} images were done already")
+    rate = f", {done.boxes / done.seconds:.1f} boxes/s" if done.images else ""
+    failed = f", {done.failed} images with an error" if done.failed else ""
+    typer.echo(f"{done.boxes} boxes on {done.images} images{rate}{failed}: {out}")

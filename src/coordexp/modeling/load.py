@@ -9,6 +9,7 @@ so what is saved loads in a stock install.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, Final
@@ -110,6 +111,21 @@ def skeleton(folder: Path) -> Any:
 def _check_architecture(folder: Path, config: Any) -> None:
     if config.model_type != "qwen3_vl":
         raise ConfigError(f"{folder}/config.json: model_type: expected qwen3_vl, got {config.model_type}")
+
+
+def choose_device(name: str) -> str:
+    """The torch device for ``auto``, ``cpu`` or ``cuda``; under torchrun each process gets its own GPU.
+
+    Raises:
+        ConfigError: another name, or no GPU here.
+    """
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device: expected auto, cpu or cuda, got {name}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no GPU here: use --device cpu")
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def save_model_folder(model: Any, tokenizer: Any, out: Path, *, processor_from: Path) -> None:
