@@ -6,7 +6,7 @@ Composes what lies below it, as ``experiment`` does: run directory, records, tem
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -75,11 +75,12 @@ def export_checkpoint(source: Path, out: Path, options: ExportOptions) -> Export
         VocabError: no coordinate tokens, or verify found a difference; nothing is written then.
     """
     from coordexp.modeling import export
+    from coordexp.modeling.load import stored_dtype
 
     found = _find(source, options)
     tokenizer, processor_from, manifest = _contract(found, options)
     records = _sample_records(found, options) if options.verify else []
-    dtype = export.stored_dtype(found.base or found.checkpoint) if options.dtype == "source" else options.dtype
+    dtype = stored_dtype(found.base or found.checkpoint) if options.dtype == "source" else options.dtype
     with staged_folder(out) as staging:
         model = export.load_trained(found.checkpoint, found.base)
         _check_rows(model, manifest, found.checkpoint)
@@ -159,14 +160,16 @@ def _contract(found: _Source, options: ExportOptions) -> tuple[Any, Path, Checkp
             convention=options.convention, num_bins=bins, coord_start=start, order="sorted", prompt=options.prompt,
             min_pixels=budget[0], max_pixels=budget[1],
         )  # fmt: skip
-    check_contract(where, prompt=options.prompt, convention=options.convention, keys={"prompt": "--prompt"})
+    check_contract(
+        where, prompt=options.prompt, convention=options.convention, min_pixels=budget[0], max_pixels=budget[1], keys={"prompt": "--prompt"}
+    )
     vocab = CoordVocab.from_tokenizer(tokenizer, manifest.num_bins)
     if vocab.start != manifest.coord_start:
         raise VocabError(
             f"{where / CHECKPOINT_MANIFEST}: codec.coord_start: {manifest.coord_start}, but the tokenizer has <|coord_0|> at "
             f"{vocab.start}: tokenizer and weights are of different models"
         )
-    return tokenizer, processor_from, replace(manifest, min_pixels=budget[0], max_pixels=budget[1])
+    return tokenizer, processor_from, manifest
 
 
 def _check_rows(model: Any, manifest: CheckpointManifest, checkpoint: Path) -> None:
@@ -231,7 +234,9 @@ def _compare(
     for one, other in zip(samples, again, strict=True):
         for name in one:
             if not torch.equal(one[name], other[name]):
-                raise VocabError(f"verify: {name} of a sample differ when read with the exported tokenizer and processor: nothing is written")
+                raise VocabError(
+                    f"verify: {name} of a sample differ when read with the exported tokenizer and processor: nothing is written"
+                )
     model = load_plain(folder)
     if is_tied(model) != tied:
         raise VocabError(f"verify: expected a {'tied' if tied else 'separate'} head after loading, got the other: nothing is written")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from coordexp.errors import ConfigError
-from coordexp.modeling.load import check_model_folder, load_model, save_model_folder, stored_dtype
+from coordexp.modeling.load import check_model_folder, load_model, save_model_folder
 
 ADAPTER_CONFIG: Final = "adapter_config.json"
 _WEIGHTS: Final = ("*.safetensors", "*.safetensors.index.json", "config.json", ADAPTER_CONFIG, "tokenizer.json")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from coordexp.errors import ConfigError
 from coordexp.modeling.manifest import CHECKPOINT_MANIFEST, check_contract
@@ -101,10 +101,10 @@ def stored_dtype(folder: Path) -> Literal["float32", "bfloat16", "float16"]:
     """
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     part = content.get("text_config", {})
-    named = content.get("dtype") or content.get("torch_dtype") or part.get("dtype") or part.get("torch_dtype") or "float32"
+    named: Any = content.get("dtype") or content.get("torch_dtype") or part.get("dtype") or part.get("torch_dtype") or "float32"
     if named not in ("float32", "bfloat16", "float16"):
         raise ConfigError(f"{folder}/config.json: dtype: expected float32, bfloat16 or float16, got {named!r}")
-    return named
+    return cast(Literal["float32", "bfloat16", "float16"], named)
 
 
 def load_model(folder: Path, options: ModelOptions | None = None, *, text_only: bool = False) -> Any:
@@ -147,6 +147,15 @@ def copy_processor_files(source: Path, out: Path) -> None:
     for name in PROCESSOR_FILES:
         if (source / name).is_file() and not (out / name).exists():
             shutil.copyfile(source / name, out / name)
+
+
+def link_model_folder(source: Path, out: Path) -> None:
+    """A folder whose entries are links to those of ``source``; processor files are copies, since a run may set their budget."""
+    out.mkdir()
+    copy_processor_files(source, out)
+    for entry in source.resolve().iterdir():
+        if not (out / entry.name).exists():
+            (out / entry.name).symlink_to(entry, target_is_directory=entry.is_dir())
 
 
 def write_json(path: Path, value: object) -> None:

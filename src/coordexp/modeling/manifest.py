@@ -87,7 +87,7 @@ def read_checkpoint_manifest(folder: Path) -> CheckpointManifest | None:
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else type(content).__name__
         raise ConfigError(f"{path}: schema: expected {SCHEMA}, got {found!r}: another version of coordexp wrote it")
-    values = {}
+    values: dict[str, Any] = {}
     for dotted, name, kind in _FIELDS:
         value: Any = content
         for part in dotted.split("."):
@@ -95,7 +95,7 @@ def read_checkpoint_manifest(folder: Path) -> CheckpointManifest | None:
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ConfigError(f"{path}: {dotted}: expected {'text' if kind is str else 'a whole number'}, got {value!r}")
         values[name] = value
-    extra = {key: content.get(key, {}) for key in ("versions", "sources", "export")}
+    extra: dict[str, Any] = {key: content.get(key, {}) for key in ("versions", "sources", "export")}
     wrong = [key for key, value in extra.items() if not isinstance(value, dict)]
     if wrong:
         raise ConfigError(f"{path}: {wrong[0]}: expected an object, got {extra[wrong[0]]!r}")
@@ -125,8 +125,8 @@ def check_contract(
     problems = []
     if convention is not None and convention != found.convention:
         problems.append(
-            f"coordinate convention: {folder / CHECKPOINT_MANIFEST} says {found.convention!r} (codec.convention), wanted is {convention!r}: "
-            f"use a checkpoint trained with {convention!r}"
+            f"codec.convention: the checkpoint was trained with {found.convention!r} ({folder / CHECKPOINT_MANIFEST}), "
+            f"wanted is {convention!r}: use a checkpoint trained with {convention!r}"
         )
     wanted = {"prompt": prompt, "min_pixels": min_pixels, "max_pixels": max_pixels}
     for name, value in wanted.items():

@@ -30,7 +30,8 @@ def add_coord_tokens(tokenizer: PreTrainedTokenizerBase, num_bins: int = 1000) -
     from tokenizers import AddedToken
 
     names = ["<|coord_*|>", *(f"<|coord_{k}|>" for k in range(num_bins))]
-    present = [name for name in names[1:] if name in tokenizer.get_vocab()]
+    known = tokenizer.get_vocab()  # a new dict of the whole vocabulary at every call
+    present = [name for name in names[1:] if name in known]
     if present and len(present) != num_bins:
         raise VocabError(f"the tokenizer has {len(present)} of {num_bins} coordinate tokens: start from one with all or none")
     if not present:
