@@ -17,7 +17,7 @@ from coordexp.cli import model as model_commands
 COMMANDS = (
     ("run",), ("train",), ("predict",), ("evaluate",), ("report",), ("audit",), ("data", "synth"), ("data", "import"),
     ("data", "validate"), ("data", "stats"), ("data", "render"),
-    ("model", "tiny"), ("vocab", "extend"),
+    ("model", "tiny"), ("vocab", "extend"), ("vocab", "export"),
 )  # fmt: skip
 
 

@@ -12,9 +12,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, Qwen3VLProcessor
 
 from command import call
+from coordexp.data.records import open_image
+from coordexp.data.template import build_messages
 from coordexp.errors import ConfigError
 from coordexp.exporting import ExportOptions, export_checkpoint
 from coordexp.modeling.load import load_image_processor, load_model, load_tokenizer, save_model_folder
@@ -243,6 +245,30 @@ def test_a_bare_checkpoint_is_exported_with_what_the_flags_say(tmp_path, monkeyp
     assert (code, err) == (0, "")
     manifest = read_checkpoint_manifest(tmp_path / "out")
     assert (manifest.prompt, manifest.convention, manifest.max_pixels) == ("Point.", "norm999", 64 * 64)
+
+
+class ImageOnly(Qwen3VLProcessor):
+    """The stock processor without its video part, whose class needs torchvision; all else is the stock code."""
+
+    @classmethod
+    def get_attributes(cls):
+        return ["image_processor", "tokenizer"]
+
+
+def test_the_stock_processor_reads_the_exported_folder_and_makes_the_tokens_and_pixels_of_training(run_dir, tmp_path):
+    out = tmp_path / "out"
+    export_checkpoint(run_dir, out, ExportOptions())
+    stock, record = ImageOnly.from_pretrained(out), records()[0]
+    ours = template().encode_prompt(open_image(record))
+    text = stock.apply_chat_template(build_messages(template().prompt), tokenize=False, add_generation_prompt=True)
+    theirs = stock(text=[text], images=[open_image(record)], return_tensors="pt")
+    assert theirs["input_ids"][0].tolist() == ours.input_ids
+    torch.testing.assert_close(theirs["pixel_values"], ours.pixel_values, rtol=0, atol=0)
+    assert theirs["image_grid_thw"].tolist() == ours.image_grid_thw.tolist()
+    # By these names a stock install with torchvision finds its classes.
+    image = json.loads((out / "preprocessor_config.json").read_text())
+    assert (image["processor_class"], image["image_processor_type"]) == ("Qwen3VLProcessor", "Qwen2VLImageProcessorFast")
+    assert json.loads((out / "video_preprocessor_config.json").read_text())["video_processor_type"] == "Qwen3VLVideoProcessor"
 
 
 def test_a_manifest_reads_back_and_what_is_none_is_refused_in_one_line(tmp_path):

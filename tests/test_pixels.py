@@ -31,7 +31,7 @@ def _resized(processor, image):
 
 
 def _profile(side, low, high):
-    """Dark, bright, dark, with ramps of 12 pixels that pass half their height exactly at ``low`` and ``high``: filters keep them straight."""
+    """Dark, bright, dark, with ramps of 12 pixels that pass half their height at ``low`` and ``high``; filters keep them straight."""
     centre = np.arange(side) + 0.5
     return np.clip(np.minimum((centre - low) / 12, (high - centre) / 12) + 0.5, 0, 1)
 
@@ -78,7 +78,7 @@ def test_a_position_and_its_image_under_the_resize_have_one_bin_position_and_the
     if 16 * PATCH * MERGE * min(width, height) > max(width, height):  # a thinner image ends at one block, whatever the budget
         assert new_height * new_width <= 16 * least or min(new_height, new_width) == PATCH * MERGE
         assert new_height * new_width >= least
-    patches = _processor().get_number_of_image_patches(height, width, {"size": {"shortest_edge": least, "longest_edge": 16 * least}})
+    patches = _processor().get_number_of_image_patches(height, width, {"min_pixels": least, "max_pixels": 16 * least})
     assert patches * PATCH**2 == new_height * new_width
     codec = CoordCodec()
     for share, old, new in ((x, width, new_width), (y, height, new_height)):

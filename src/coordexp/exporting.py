@@ -78,6 +78,8 @@ def export_checkpoint(source: Path, out: Path, options: ExportOptions) -> Export
     from coordexp.modeling.load import stored_dtype
 
     found = _find(source, options)
+    if out.is_dir() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty: choose another output folder")
     tokenizer, processor_from, manifest = _contract(found, options)
     records = _sample_records(found, options) if options.verify else []
     dtype = stored_dtype(found.base or found.checkpoint) if options.dtype == "source" else options.dtype
