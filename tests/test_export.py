@@ -202,6 +202,13 @@ def _taken(tmp_path, run):
     return [run, tmp_path / "out"]
 
 
+def _cut_weights(tmp_path, run):
+    shutil.copytree(run / "checkpoints" / "final", tmp_path / "c")
+    file = tmp_path / "c" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+    return [tmp_path / "c", tmp_path / "out"]
+
+
 def _wrong_start(tmp_path, run):
     shutil.copytree(run / "checkpoints" / "final", tmp_path / "c")
     (tmp_path / "c" / "coordexp.json").write_text(_contract(coord_start=3).text())
@@ -225,6 +232,7 @@ def _wrong_start(tmp_path, run):
         (lambda tmp, run: [workspace() / "model", tmp / "out", "--prompt", "x", "--convention", "y"], "--convention: expected one of"),
         (lambda tmp, run: [workspace() / "model", tmp / "out", "--prompt", "x", "--convention", "norm999", "--verify"], "pass --data"),
         (lambda tmp, run: [workspace() / "tiny", tmp / "out", "--prompt", "x", "--convention", "norm999"], "coordexp vocab extend"),
+        (_cut_weights, "its weights cannot be read"),
         (_wrong_start, "codec.coord_start: 3"),
     ],
 )  # fmt: skip

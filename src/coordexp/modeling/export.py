@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,15 +61,24 @@ def load_trained(folder: Path, base: Path | None) -> Any:
     Raises:
         ConfigError: no such model, or an adapter without peft installed.
     """
+    from safetensors import SafetensorError
+
+    try:
+        model = load_model(folder if base is None else base)
+    except SafetensorError as error:
+        raise ConfigError(f"{folder if base is None else base}: its weights cannot be read: {error}") from None
     if base is None:
-        return load_model(folder).eval()
+        return model.eval()
     try:
         from peft import PeftModel
     except ImportError:
         raise ConfigError(f"{folder}: merging an adapter needs peft: pip install peft") from None
     try:
-        return PeftModel.from_pretrained(load_model(base), str(folder)).eval()
-    except (RuntimeError, ValueError) as error:
+        with warnings.catch_warnings():
+            # peft asks a property that transformers has renamed; that is not the user's to mend.
+            warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+            return PeftModel.from_pretrained(model, str(folder)).eval()
+    except (RuntimeError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"{folder}: this adapter does not fit {base}: {reason}") from None
 
