@@ -17,7 +17,7 @@ from coordexp.cli import model as model_commands
 COMMANDS = (
     ("run",), ("train",), ("predict",), ("evaluate",), ("report",), ("audit",), ("data", "synth"), ("data", "import"),
     ("data", "validate"), ("data", "stats"), ("data", "render"),
-    ("model", "tiny"), ("vocab", "extend"), ("bench", "loss"), ("bench", "step"), ("bench", "predict"),
+    ("model", "tiny"), ("vocab", "extend"), ("vocab", "export"), ("bench", "loss"), ("bench", "step"), ("bench", "predict"),
 )  # fmt: skip
 
 

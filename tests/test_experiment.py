@@ -85,6 +85,37 @@ def test_a_run_on_records_elsewhere_with_a_real_model_folder(tmp_path, monkeypat
     assert "pictures" not in json.loads((run_dir / "manifest.json").read_text())["notes"]
 
 
+def test_a_run_records_its_image_size_and_prompt_and_they_are_enforced_afterwards(tmp_path, monkeypatch, capsys):
+    source = workspace() / "model"
+    text = f"data: {{kind: jsonl, source: {workspace() / 'data'}, prompt: Point.}}\nmodel: {{path: {source}, max_pixels: 2304}}\n"
+    experiment, run_dir = _experiment(tmp_path, text + "vocab: {extend: false}\n"), tmp_path / "run"
+    words = [s for s in SMALL if s.startswith(("train", "decode", "evaluate"))]
+    code, _, err = call(monkeypatch, capsys, "run", experiment, "--output-dir", run_dir, *_sets(*words))
+    assert code == 0, err
+    assert json.loads((source / "preprocessor_config.json").read_text())["size"]["longest_edge"] == 4096
+    for name in ("model", "checkpoints/checkpoint-2", "checkpoints/final"):
+        folder = run_dir / name
+        assert json.loads((folder / "preprocessor_config.json").read_text())["size"]["longest_edge"] == 2304
+        contract = json.loads((folder / "coordexp.json").read_text())
+        assert (contract["prompt"], contract["pixels"]["max_pixels"]) == ("Point.", 2304)
+
+    # Neither is given again: the folder knows both, and what it writes is what the run wrote.
+    predict = ("predict", "--model", run_dir / "checkpoints/final", "--data", workspace() / "data/test.jsonl", "--max-new-tokens", 12)
+    code, _, err = call(monkeypatch, capsys, *predict, "--out", tmp_path / "p.jsonl")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "p.jsonl").read_text() == (run_dir / "predictions.jsonl").read_text()
+    code, _, err = call(monkeypatch, capsys, *predict, "--out", tmp_path / "q.jsonl", "--prompt", "Other.")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--prompt: the checkpoint was trained with 'Point.'" in err
+
+    again = [f"model.path={run_dir / 'checkpoints/final'}", "data.prompt=Other.", "model.max_pixels=4096"]
+    code, _, err = call(monkeypatch, capsys, "run", experiment, "--output-dir", tmp_path / "run2", *_sets(*again))
+    assert code == 2
+    assert [line.split(":")[1].strip() for line in err.splitlines()] == ["data.prompt", "model.max_pixels"]
+    assert not (tmp_path / "run2").exists()
+    assert not (tmp_path / "q.jsonl").exists()
+
+
 def _data(folder, change):
     shutil.copytree(workspace() / "data", folder)
     lines = (folder / "train.jsonl").read_text().splitlines()

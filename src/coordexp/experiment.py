@@ -158,6 +158,7 @@ def _preflight(config: ExperimentConfig) -> None:
         from coordexp.modeling.load import check_model_folder
 
         check_model_folder(Path(config.model.path))
+        _check_contract(config, Path(config.model.path))
     if config.train.save_best is not None:
         from coordexp.train.best import check_best
 
@@ -171,6 +172,20 @@ def _preflight(config: ExperimentConfig) -> None:
 
         model = config.model
         target_layers(tiny_skeleton(model.tiny) if model.path is None else skeleton(Path(model.path)), config.adapter)
+
+
+def _check_contract(config: ExperimentConfig, folder: Path) -> None:
+    """Refuse a checkpoint that was trained with another convention, prompt or image size."""
+    from coordexp.codec import CoordCodec
+    from coordexp.modeling.manifest import check_contract
+
+    check_contract(
+        folder,
+        prompt=config.data.prompt,
+        convention=CoordCodec().convention,
+        min_pixels=config.model.min_pixels,
+        max_pixels=config.model.max_pixels,
+    )
 
 
 @dataclass
@@ -251,7 +266,7 @@ class _Chain:
     def model(self) -> None:
         """Make or take the model, give it coordinate tokens, write it to ``model/``."""
         from coordexp.modeling.extend import extend_model
-        from coordexp.modeling.load import load_tokenizer
+        from coordexp.modeling.load import link_model_folder, load_tokenizer
         from coordexp.modeling.tiny import write_tiny_model
         from coordexp.vocab.adapters import is_adapter
         from coordexp.vocab.coord_vocab import CoordVocab
@@ -265,13 +280,38 @@ class _Chain:
         if self.config.vocab.extend or is_adapter(base):
             self._say(str(extend_model(base, self._root / "model", self.config.vocab)))
         else:
-            (self._root / "model").symlink_to(base.resolve(), target_is_directory=True)
+            link_model_folder(base, self._root / "model")
+        self._record_contract(self._root / "model")
+
+    def _record_contract(self, folder: Path) -> None:
+        """Fix the image size in the folder's own files and write ``coordexp.json``; every checkpoint gets a copy of both."""
+        from coordexp.data.staging import atomic_text
+        from coordexp.modeling.load import pixel_budget, write_pixel_budget
+        from coordexp.modeling.manifest import CHECKPOINT_MANIFEST, CheckpointManifest
+        from coordexp.vocab.coord_vocab import CoordVocab
+
+        template = self._template(folder)
+        write_pixel_budget(folder, template.image_processor)
+        low, high = pixel_budget(template.image_processor)
+        manifest = CheckpointManifest(
+            convention=template.codec.convention,
+            num_bins=template.codec.num_bins,
+            coord_start=CoordVocab.from_tokenizer(template.tokenizer, template.codec.num_bins).start,
+            order=template.order,
+            prompt=template.prompt,
+            min_pixels=low,
+            max_pixels=high,
+            versions=self.directory.manifest["versions"],
+        )
+        with atomic_text(folder / CHECKPOINT_MANIFEST) as file:
+            file.write(manifest.text())
 
     def _template(self, folder: Path) -> Any:
         from coordexp.data.template import ChatTemplate
         from coordexp.modeling.load import load_image_processor, load_tokenizer
 
         options = self.config.model
+        _check_contract(self.config, folder)
         return ChatTemplate(
             tokenizer=load_tokenizer(folder),
             image_processor=load_image_processor(folder, min_pixels=options.min_pixels, max_pixels=options.max_pixels),
@@ -422,7 +462,7 @@ def _predict(model: Any, template: Any, records: list[Any], out: Path, options: 
     from coordexp.decode.predict import predict
     from coordexp.vocab.coord_vocab import CoordVocab
 
-    vocab = CoordVocab.from_tokenizer(template.tokenizer)
+    vocab = CoordVocab.from_tokenizer(template.tokenizer, template.codec.num_bins)
     with _boxes_bar(console) as progress:
         return predict(model, template, records, out, vocab=vocab, options=options, progress=progress, **more)
 
@@ -433,25 +473,34 @@ def predict_file(
 ) -> Any:  # fmt: skip
     """Predict the records of one file with a model folder; returns what this process did (``decode.predict.Predicted``).
 
+    Prompt, convention and image size are those of the folder's ``coordexp.json``, where it has one.
     ``calibrate``: a saved calibration, or a prediction file and its records; what was fitted is saved as
     ``OUT.calibration.json``. Under torchrun each process takes its share of the records, on its own GPU if there is one.
+
+    Raises:
+        ConfigError: a ``prompt`` other than the one the checkpoint was trained with.
     """
+    from coordexp.codec import CoordCodec
     from coordexp.data.options import DEFAULT_PROMPT
     from coordexp.data.records import read_records
     from coordexp.data.template import ChatTemplate
     from coordexp.decode.output import Output, Workers
     from coordexp.decode.scores import open_calibration
     from coordexp.modeling.load import choose_device, load_image_processor, load_model, load_tokenizer
+    from coordexp.modeling.manifest import check_contract
     from coordexp.runs.manifest import file_sha256
     from coordexp.vocab.coord_vocab import CoordVocab
 
     where = choose_device(device)
     tokenizer = load_tokenizer(model)
-    CoordVocab.from_tokenizer(tokenizer)
+    contract = check_contract(model, prompt=prompt, keys={"prompt": "--prompt"})
+    codec = CoordCodec() if contract is None else CoordCodec(contract.num_bins, contract.convention)
+    CoordVocab.from_tokenizer(tokenizer, codec.num_bins)
     # A damaged image is a row with its error, not the end: images are looked at one by one, in their batch.
     records = list(read_records(data, limit=limit, check_images=False).records)
     calibration = None if calibrate is None else open_calibration(*calibrate, options.score)
-    template = ChatTemplate(tokenizer, load_image_processor(model), prompt=prompt or DEFAULT_PROMPT)
+    text = contract.prompt if contract is not None else prompt or DEFAULT_PROMPT
+    template = ChatTemplate(tokenizer, load_image_processor(model), codec, prompt=text)
     # Weights, tokenizer, image size, chat template: everything of the folder that an answer depends on.
     files = sorted(
         {*model.glob("*.safetensors"), *model.glob("*config.json"), *model.glob("tokenizer.json"), *model.glob("chat_template*")}

@@ -1,4 +1,4 @@
-"""``coordexp vocab extend``."""
+"""``coordexp vocab extend`` and ``coordexp vocab export``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,9 @@ from coordexp.cli.common import Overwrite
 app = typer.Typer(help="Coordinate tokens of a model.", no_args_is_help=True)
 
 
-@app.callback()
-def _group() -> None:
-    """Keeps ``extend`` a subcommand while it is the only one."""
-
-
 @app.command("extend")
 def extend(
-    model: Annotated[Path, typer.Argument(help="A Qwen3-VL folder.")],
+    model: Annotated[Path, typer.Argument(help="A Qwen3-VL, Qwen2.5-VL or Qwen3 folder.")],
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
     init: Annotated[str, typer.Option(help="Rows of the new tokens: mean, digits or ordinal.")] = "ordinal",
     seed: int = 0,
@@ -36,3 +31,38 @@ def extend(
     from coordexp.modeling.extend import extend_model
 
     typer.echo(str(extend_model(model, out, VocabOptions(init=cast(Init, init), seed=seed), overwrite=overwrite)))
+
+
+@app.command("export")
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a checkpoint folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must not exist or be empty.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Load the result again and compare its logits on real samples.")] = False,
+    untie: Annotated[bool, typer.Option("--untie", help="Give a tied head its own copy of the table.")] = False,
+    dtype: Annotated[str, typer.Option(help="Type of the written weights: source, float32 or bfloat16.")] = "source",
+    base: Annotated[Path | None, typer.Option(help="For an adapter: the model it was trained on.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Records to verify on (default: the run's validation split).")] = None,
+    prompt: Annotated[str | None, typer.Option(help="For a checkpoint without coordexp.json: its prompt.")] = None,
+    convention: Annotated[str | None, typer.Option(help="For a checkpoint without coordexp.json: its coordinate convention.")] = None,
+) -> None:
+    """Write a merged checkpoint with tokenizer, processor and coordexp.json that plain transformers loads."""
+    from typing import Literal, cast
+
+    from coordexp.errors import ConfigError
+
+    if dtype not in ("source", "float32", "bfloat16"):
+        raise ConfigError(f"--dtype: expected one of source, float32, bfloat16, got {dtype}")
+    if data is not None and not verify:
+        raise ConfigError("--data: only with --verify")
+    from coordexp.exporting import ExportOptions, export_checkpoint
+
+    options = ExportOptions(
+        verify=verify,
+        untie=untie,
+        dtype=cast(Literal["source", "float32", "bfloat16"], dtype),
+        base=base,
+        data=data,
+        prompt=prompt,
+        convention=convention,
+    )
+    typer.echo(str(export_checkpoint(run, out, options)))

@@ -6,8 +6,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from coordexp.errors import ConfigError
-from coordexp.modeling.load import check_model_folder, load_model, load_tokenizer, save_model_folder
+from coordexp.modeling.load import check_model_folder, load_model, load_tokenizer, save_model_folder, stored_dtype
 from coordexp.vocab.extend import extend
 from coordexp.vocab.options import Init, VocabOptions
 
@@ -42,13 +44,13 @@ def extend_model(source: Path, out: Path, options: VocabOptions, *, overwrite: b
     check_model_folder(source)
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} exists: choose another folder or pass --overwrite")
-    tokenizer, model = load_tokenizer(source), load_model(source)
+    tokenizer, model = load_tokenizer(source), load_model(source, text_only=True)
     before = model.get_input_embeddings().weight.shape[0]
     vocab = extend(model, tokenizer, options)
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     staging = out.with_name(out.name + ".tmp")
     shutil.rmtree(staging, ignore_errors=True)
-    save_model_folder(model, tokenizer, staging, processor_from=source)
+    save_model_folder(model.to(getattr(torch, stored_dtype(source))), tokenizer, staging, processor_from=source)
     if out.exists():
         shutil.rmtree(out)
     staging.rename(out)

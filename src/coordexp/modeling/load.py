@@ -12,27 +12,35 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, cast
 
 from coordexp.errors import ConfigError
+from coordexp.modeling.manifest import CHECKPOINT_MANIFEST, check_contract
 from coordexp.modeling.options import ModelOptions
 from coordexp.vocab.adapters import ADAPTER_CONFIG, base_folder, is_adapter, merge_adapter
 
+# The model classes that are known to work, by the model_type of config.json; the last ones have no eyes.
+VISION_CLASSES: Final = {"qwen3_vl": "Qwen3VLForConditionalGeneration", "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration"}
+TEXT_CLASSES: Final = {"qwen3": "Qwen3ForCausalLM"}
+
 PROCESSOR_FILES: Final = (
+    CHECKPOINT_MANIFEST,
     "preprocessor_config.json",
     "video_preprocessor_config.json",
     "processor_config.json",
     "chat_template.json",
     "chat_template.jinja",
 )
+BUDGET_FILES: Final = ("preprocessor_config.json", "processor_config.json")
 
 
-def check_model_folder(folder: Path) -> None:
-    """Raise a one-line ``ConfigError`` unless the folder holds a config and a tokenizer, or an adapter of such a folder and a tokenizer."""
+def check_model_folder(folder: Path, needed: tuple[str, ...] | None = None) -> None:
+    """Raise a one-line ``ConfigError`` unless the folder holds the ``needed`` files: by default a configuration and a tokenizer."""
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such model folder")
-    config = ADAPTER_CONFIG if is_adapter(folder) else "config.json"
-    missing = [name for name in (config, "tokenizer_config.json") if not (folder / name).is_file()]
+    if needed is None:
+        needed = (ADAPTER_CONFIG if is_adapter(folder) else "config.json", "tokenizer_config.json")
+    missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         raise ConfigError(f"{folder}: expected a model folder, but {' and '.join(missing)} is missing")
     if is_adapter(folder):
@@ -46,27 +54,70 @@ def load_tokenizer(folder: Path) -> Any:
     """The folder's fast tokenizer; nothing is fetched from a hub."""
     from transformers import AutoTokenizer
 
-    check_model_folder(folder)
+    # An adapter's folder has a tokenizer and no config.json.
+    check_model_folder(folder, ("tokenizer_config.json",))
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def load_image_processor(folder: Path, *, min_pixels: int | None = None, max_pixels: int | None = None) -> Any:
-    """The folder's image processor on its PIL backend; ``min_pixels`` and ``max_pixels`` override its size budget."""
+    """The folder's image processor on its PIL backend; ``min_pixels`` and ``max_pixels`` override its size budget.
+
+    Raises:
+        ConfigError: no processor file, a budget that is none, or one that is not the budget of ``coordexp.json``.
+    """
     from transformers import Qwen2VLImageProcessorPil
 
-    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+    if not any((folder / name).is_file() for name in BUDGET_FILES):
         raise ConfigError(f"{folder}: expected preprocessor_config.json beside the model, found none")
-    processor = Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True)
-    if min_pixels is not None or max_pixels is not None:
-        size = {"shortest_edge": processor.size["shortest_edge"], "longest_edge": processor.size["longest_edge"]}
-        size |= {} if min_pixels is None else {"shortest_edge": min_pixels}
-        size |= {} if max_pixels is None else {"longest_edge": max_pixels}
-        processor = Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True, size=size)
+    # By these names they also win over ``min_pixels`` and ``max_pixels`` of older files, which beat ``size``.
+    wanted = {k: v for k, v in (("min_pixels", min_pixels), ("max_pixels", max_pixels)) if v is not None}
+    processor = Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True, **wanted)
+    low, high = pixel_budget(processor)
+    if not 0 < low <= high:
+        raise ConfigError(f"model.max_pixels: expected at least min_pixels, and both above 0, got {low} and {high} for {folder}")
+    check_contract(folder, min_pixels=low, max_pixels=high)
     return processor
 
 
-def load_model(folder: Path, options: ModelOptions | None = None) -> Any:
-    """A Qwen3-VL model from safetensors in the folder, in ``options.dtype`` (float32 by default).
+def pixel_budget(processor: Any) -> tuple[int, int]:
+    """Least and largest area, in pixels, that the processor resizes an image to."""
+    return int(processor.size["shortest_edge"]), int(processor.size["longest_edge"])
+
+
+def write_pixel_budget(folder: Path, processor: Any) -> None:
+    """Put the processor's budget into the folder's own files, so that every reader of the folder resizes alike."""
+    low, high = pixel_budget(processor)
+    for name in BUDGET_FILES:
+        path = folder / name
+        if not path.is_file():
+            continue
+        content = json.loads(path.read_text(encoding="utf-8"))
+        # A newer processor_config.json nests the image processor's part.
+        part = content if name == BUDGET_FILES[0] else content.get("image_processor")
+        if part is None:
+            continue
+        for older in ("min_pixels", "max_pixels"):
+            part.pop(older, None)
+        part["size"] = {"shortest_edge": low, "longest_edge": high}
+        write_json(path, content)
+
+
+def stored_dtype(folder: Path) -> Literal["float32", "bfloat16", "float16"]:
+    """The type of the weights by the folder's configuration, float32 where it does not say.
+
+    Raises:
+        ConfigError: another type.
+    """
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    part = content.get("text_config", {})
+    named: Any = content.get("dtype") or content.get("torch_dtype") or part.get("dtype") or part.get("torch_dtype") or "float32"
+    if named not in ("float32", "bfloat16", "float16"):
+        raise ConfigError(f"{folder}/config.json: dtype: expected float32, bfloat16 or float16, got {named!r}")
+    return cast(Literal["float32", "bfloat16", "float16"], named)
+
+
+def load_model(folder: Path, options: ModelOptions | None = None, *, text_only: bool = False) -> Any:
+    """A Qwen-VL model from safetensors in the folder, in ``options.dtype`` (float32 by default); ``text_only`` allows Qwen3 too.
 
     Of an adapter folder: its base model with the adapter merged.
 
@@ -74,19 +125,19 @@ def load_model(folder: Path, options: ModelOptions | None = None) -> Any:
         ConfigError: another architecture, no weights, or an adapter without its base.
     """
     import torch
-    from transformers import AutoConfig, Qwen3VLForConditionalGeneration
+    import transformers
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     check_model_folder(folder)
     options = options or ModelOptions()
     if is_adapter(folder):
-        return merge_adapter(load_model(base_folder(folder), options), folder)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    _check_architecture(folder, config)
+        return merge_adapter(load_model(base_folder(folder), options, text_only=text_only), folder)
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    made = _model_class(folder, config, text_only=text_only)
     if not list(folder.glob("*.safetensors")):
         raise ConfigError(f"{folder}: no *.safetensors weights in this folder")
-    return Qwen3VLForConditionalGeneration.from_pretrained(
+    return made.from_pretrained(
         folder, dtype=getattr(torch, options.dtype), attn_implementation=options.attn_implementation, local_files_only=True
     )
 
@@ -98,19 +149,23 @@ def skeleton(folder: Path) -> Any:
         ConfigError: another architecture.
     """
     import torch
-    from transformers import AutoConfig, Qwen3VLForConditionalGeneration
+    from transformers import AutoConfig
 
     check_model_folder(folder)
     folder = base_folder(folder) if is_adapter(folder) else folder
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    _check_architecture(folder, config)
+    made = _model_class(folder, config, text_only=False)
     with torch.device("meta"):
-        return Qwen3VLForConditionalGeneration(config)
+        return made(config)
 
 
-def _check_architecture(folder: Path, config: Any) -> None:
-    if config.model_type != "qwen3_vl":
-        raise ConfigError(f"{folder}/config.json: model_type: expected qwen3_vl, got {config.model_type}")
+def _model_class(folder: Path, config: Any, *, text_only: bool) -> Any:
+    import transformers
+
+    classes = VISION_CLASSES | (TEXT_CLASSES if text_only else {})
+    if config.model_type not in classes:
+        raise ConfigError(f"{folder}/config.json: model_type: expected {' or '.join(classes)}, got {config.model_type}")
+    return getattr(transformers, classes[config.model_type])
 
 
 def choose_device(name: str) -> str:
@@ -144,6 +199,15 @@ def copy_processor_files(source: Path, out: Path) -> None:
     for name in PROCESSOR_FILES:
         if (source / name).is_file() and not (out / name).exists():
             shutil.copyfile(source / name, out / name)
+
+
+def link_model_folder(source: Path, out: Path) -> None:
+    """A folder whose entries are links to those of ``source``; processor files are copies, since a run may set their budget."""
+    out.mkdir()
+    copy_processor_files(source, out)
+    for entry in source.resolve().iterdir():
+        if not (out / entry.name).exists():
+            (out / entry.name).symlink_to(entry, target_is_directory=entry.is_dir())
 
 
 def write_json(path: Path, value: object) -> None:

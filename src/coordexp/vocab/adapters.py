@@ -208,10 +208,8 @@ def base_folder(folder: Path) -> Path:
     return Path(recorded)
 
 
-def merge_adapter(model: Any, folder: Path) -> Any:
-    """The base ``model`` with the adapter in ``folder`` merged into its weights: plain modules again, tied as before.
-
-    Merged, because the wrapped embedding and head would copy ``[V, D]`` for every generated token.
+def wrap_adapter(model: Any, folder: Path) -> Any:
+    """The base ``model`` with the adapter in ``folder`` around it, not merged and not trained.
 
     Raises:
         ConfigError: an adapter that does not fit this model, or without its weights.
@@ -223,10 +221,20 @@ def merge_adapter(model: Any, folder: Path) -> Any:
         raise ConfigError(f"{folder}: adapter_model.safetensors is missing beside {ADAPTER_CONFIG}")
     try:
         with _quiet_peft():
-            adapted = PeftModel.from_pretrained(model, folder, is_trainable=False)
+            return PeftModel.from_pretrained(model, folder, is_trainable=False)
     except (SafetensorError, RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
         # What PEFT raises for weights cut short, another base model, a configuration that is not its own.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ConfigError(f"{folder}: this adapter is damaged or does not fit its base model ({reason})") from error
+
+
+def merge_adapter(model: Any, folder: Path) -> Any:
+    """The base ``model`` with the adapter in ``folder`` merged into its weights: plain modules again, tied as before.
+
+    Merged, because the wrapped embedding and head would copy ``[V, D]`` for every generated token.
+
+    Raises:
+        ConfigError: as :func:`wrap_adapter`.
+    """
     with torch.no_grad():
-        return adapted.merge_and_unload(safe_merge=True)
+        return wrap_adapter(model, folder).merge_and_unload(safe_merge=True)

@@ -42,7 +42,9 @@ class CoordVocab:
         ids = [table[name] for name in names]
         if ids != list(range(ids[0], ids[0] + num_bins)):
             raise VocabError("the coordinate tokens are not contiguous and ascending: rebuild them with `coordexp vocab extend`")
-        special = sorted(set(tokenizer.all_special_tokens) & set(names))
+        # ``all_special_tokens`` lists the named ones only; decoding drops every token that carries the mark.
+        added = tokenizer.added_tokens_decoder
+        special = [i for i in ids if i in added and added[i].special]
         if special:
             raise VocabError(f"{len(special)} coordinate tokens are special, decoding would drop them: rebuild them with `vocab extend`")
         return cls(start=ids[0], num_bins=num_bins)

@@ -30,7 +30,8 @@ def add_coord_tokens(tokenizer: PreTrainedTokenizerBase, num_bins: int = 1000) -
     from tokenizers import AddedToken
 
     names = ["<|coord_*|>", *(f"<|coord_{k}|>" for k in range(num_bins))]
-    present = [name for name in names[1:] if name in tokenizer.get_vocab()]
+    known = tokenizer.get_vocab()  # a new dict of the whole vocabulary at every call
+    present = [name for name in names[1:] if name in known]
     if present and len(present) != num_bins:
         raise VocabError(f"the tokenizer has {len(present)} of {num_bins} coordinate tokens: start from one with all or none")
     if not present:
@@ -59,25 +60,44 @@ def initial_rows(table: Tensor, vocab: CoordVocab, init: Init, digit_ids: list[l
     return mean + curve * (spread / curve.std())
 
 
+def padded_rows(tokens: int, rows: int) -> int:
+    """Rows of the table that is to hold ``tokens`` ids: the next multiple of 128, never fewer than the ``rows`` it has."""
+    return max(rows, math.ceil(tokens / PAD_ROWS_TO) * PAD_ROWS_TO) if tokens > rows else rows
+
+
 @torch.no_grad()
 def extend(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: VocabOptions) -> CoordVocab:
-    """Add the tokens, grow the table to a multiple of 128 rows, and initialise the new rows, in place."""
+    """Add the tokens, grow the tables (see :func:`padded_rows`) and initialise the new rows, in place.
+
+    Rows of older tokens keep their values; rows that belong to no token become the mean row. A model that has its
+    coordinate rows is left as it is, so extending twice changes nothing.
+
+    Raises:
+        VocabError: a tokenizer with a part of the tokens or in another order, or a model with a part of their rows.
+    """
     had = "<|coord_0|>" in tokenizer.get_vocab()
-    old_size = len(tokenizer)
+    tokens_before, rows_before = len(tokenizer), model.get_input_embeddings().weight.shape[0]
     vocab = add_coord_tokens(tokenizer)
-    table = model.get_input_embeddings().weight
-    if len(tokenizer) > table.shape[0]:
-        padded = math.ceil(len(tokenizer) / PAD_ROWS_TO) * PAD_ROWS_TO
-        model.resize_token_embeddings(padded, mean_resizing=False)
-    if had:
+    end = vocab.start + vocab.num_bins
+    if had and end <= rows_before:
         return vocab
+    if had and vocab.start < rows_before:
+        raise VocabError(
+            f"the model has {rows_before} embedding rows, its coordinate tokens are ids {vocab.start}..{end - 1}: a part of their rows "
+            "is missing: start from the checkpoint and tokenizer before they were extended"
+        )
+    rows_after = padded_rows(len(tokenizer), rows_before)
+    if rows_after > rows_before:
+        model.resize_token_embeddings(rows_after, mean_resizing=False)
     digits = [tokenizer.encode(str(k), add_special_tokens=False) for k in range(vocab.num_bins)]
     tables = [model.get_input_embeddings().weight]
     head = model.get_output_embeddings().weight
     if head.data_ptr() != tables[0].data_ptr():
         tables.append(head)
+    # A checkpoint pads its table beyond its tokens: those rows were never trained, and say nothing about a typical row.
+    old = min(rows_before, vocab.start if had else tokens_before)
     for weight in tables:
-        rows = initial_rows(weight[:old_size], vocab, options.init, digits, options.seed)
-        weight[old_size:] = weight[:old_size].float().mean(dim=0).to(weight.dtype)
-        weight[vocab.start : vocab.start + vocab.num_bins] = rows.to(weight.dtype)
+        rows = initial_rows(weight[:old], vocab, options.init, digits, options.seed)
+        weight[old:] = weight[:old].float().mean(dim=0).to(weight.dtype)
+        weight[vocab.start : end] = rows.to(weight.dtype)
     return vocab
