@@ -20,6 +20,7 @@ from coordexp.config.load import dump_config
 from coordexp.config.schema import ExperimentConfig
 from coordexp.decode.options import DecodeOptions
 from coordexp.errors import ConfigError, DataError
+from coordexp.evaluate.options import EvaluateOptions
 from coordexp.runs.manifest import RunDirectory, Status
 
 STAGES = ("data", "model", "train", "predict", "evaluate", "report")
@@ -220,9 +221,7 @@ class _Chain:
 
     def evaluate(self) -> None:
         """Compare predictions with the test split."""
-        from coordexp.evaluate.result import evaluate_files
-
-        evaluate_files(self._root / "predictions.jsonl", self._test_file(), self.config.evaluate, out=self._root / "results.json")
+        evaluate_predictions(self._root / "predictions.jsonl", self._test_file(), self.config.evaluate, out=self._root)
 
     def _test_file(self) -> Path:
         """The records that predictions were made for: the split, or the lines of it that were used."""
@@ -287,3 +286,17 @@ def predict_file(
     verify_images(records)
     template = ChatTemplate(tokenizer, load_image_processor(model), prompt=prompt or DEFAULT_PROMPT)
     return _predict(load_model(model), template, records, out, options, console or Console())
+
+
+def evaluate_predictions(
+    predictions: Path, data: Path, options: EvaluateOptions, *, out: Path, convention: str = "norm999"
+) -> dict[str, Any]:
+    """See :func:`coordexp.evaluate.result.evaluate_files`; loads the text model that the options name, if any."""
+    from coordexp.evaluate.result import evaluate_files
+
+    embed = None
+    if options.match_model is not None:
+        from coordexp.modeling.embed import text_embedder
+
+        embed = text_embedder(Path(options.match_model))
+    return evaluate_files(predictions, data, options, out=out, convention=convention, embed=embed)
