@@ -67,7 +67,8 @@ def measure(folder: Path, profile: bool) -> None:
     seconds = time.perf_counter() - start
     if profile:
         pstats.Stats(watch, stream=sys.stderr).sort_stats("tottime").print_stats(25)
-    print(json.dumps({"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    print(json.dumps({"seconds": seconds, "cpu": usage.ru_utime + usage.ru_stime, "peak_mb": usage.ru_maxrss / 1024}))
 
 
 def main() -> None:
@@ -104,6 +105,7 @@ def main() -> None:
         "p20_s": round(cuts[1], 2),
         "p50_s": round(statistics.median(seconds), 2),
         "p80_s": round(cuts[7], 2),
+        "cpu_p50_s": round(statistics.median(r["cpu"] for r in rounds), 2),
         "peak_mb": round(max(r["peak_mb"] for r in rounds)),
         "cores": os.cpu_count(),
         "machine": platform.machine(),

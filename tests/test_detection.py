@@ -14,13 +14,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from coordexp.boxes import iou_matrix
-from coordexp.evaluate.bootstrap import Ratio, intervals
+from coordexp.evaluate.bootstrap import Ratio, draws, intervals
+from coordexp.evaluate.coco import COCO_KEYS, coco_metrics
 from coordexp.evaluate.detection import (
-    COCO_KEYS,
     THRESHOLDS,
     MatchCounts,
     Sample,
-    coco_metrics,
     count_matches,
     macro_metrics,
     match,
@@ -116,9 +115,9 @@ def test_micro_metrics_are_ratios_of_pooled_counts_and_their_mean_over_threshold
 
 @pytest.mark.parametrize(
     ("true", "pred", "f1", "precision", "recall"),
-    [((), (), None, None, None), (("a",), (), 0, None, 0), ((), ("a",), 0, 0, None), (("a",), ("a",), 1, 1, 1), (("a",), ("b",), 0, 0, 0)],
+    [((), (), None, None, None), (("a",), (), 0, 0, 0), ((), ("a",), 0, 0, 0), (("a",), ("a",), 1, 1, 1), (("a",), ("b",), 0, 0, 0)],
 )
-def test_undefined_numbers_are_none_and_f1_is_zero_with_any_box(
+def test_nothing_on_one_side_is_zero_and_nothing_at_all_is_none(
     true: tuple[str, ...], pred: tuple[str, ...], f1: float | None, precision: float | None, recall: float | None
 ) -> None:
     metrics = micro_metrics(count_matches([empty_sample(true, pred)], "file", class_aware=True))
@@ -196,12 +195,13 @@ def test_intervals_equal_resampling_the_images_one_by_one() -> None:
     rng = np.random.default_rng(3)
     numerator, denominator = rng.random((12, 3)), rng.random((12, 3)) + 0.5
     got = intervals({"x": Ratio(numerator, denominator)}, resamples=300, seed=7)["x"]
-    weights = np.random.default_rng(7)
     values = []
-    for size in (128, 128, 44):
-        for draw in weights.multinomial(12, np.full(12, 1 / 12), size=size):
+    for block in draws(12, resamples=300, seed=7):
+        assert (block.sum(axis=1) == 12).all()
+        for draw in block.astype(int):
             chosen = np.repeat(np.arange(12), draw)
             values.append((numerator[chosen].sum(axis=0) / denominator[chosen].sum(axis=0)).mean())
+    assert len(values) == 300
     assert got == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))
 
 

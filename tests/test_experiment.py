@@ -129,7 +129,7 @@ def test_bad_records_stop_a_run_before_training_with_one_line(tmp_path, monkeypa
     ("words", "message"),
     [
         (["run", "nothing.yaml"], "no such experiment"),
-        (["evaluate", "--predictions", "none.jsonl", "--data", "none.jsonl"], "none.jsonl"),
+        (["evaluate", "none.jsonl", "--data", "none.jsonl", "--out", "x"], "none.jsonl"),
         (["report", "nowhere"], "nowhere"),
         (["data", "validate", "none.jsonl"], "none.jsonl"),
         (["data", "synth", "--out", "x", "--side", "3"], "side"),

@@ -169,7 +169,7 @@ def test_damaged_parts_are_named_and_do_not_stop_the_report(run_dir: Path, tmp_p
     broken = {
         "results.json": "[]",
         "logging.jsonl": '{"step": 1, "loss": 2}\nx\n{"step": 2}\n',
-        "predictions.jsonl": '{"image_id": "a", "objects": 3}\n',
+        "predictions.jsonl": '{"image_id": "a", "width": 9, "height": 9, "score_source": null, "objects": 3}\n',
         "manifest.json": "{",
         "config.yaml": "a: [",
         "data/test.jsonl": "nothing\n",
