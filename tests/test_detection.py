@@ -133,13 +133,14 @@ def test_macro_keeps_classes_without_predictions_and_no_invented_classes() -> No
 
 
 def pycocotools_stats(samples: list[Sample], constant: bool) -> np.ndarray:
-    names = sorted({v for s in samples for v in (*s.true_labels, *s.pred_labels)})
+    names = sorted({v for s in samples for v in (*s.true_labels, *s.crowd_labels, *s.pred_labels)})
 
-    def entry(i: int, label: str, box: np.ndarray) -> dict[str, object]:
+    def entry(i: int, label: str, box: np.ndarray, crowd: int = 0) -> dict[str, object]:
         w, h = max(box[2] - box[0], 0.0), max(box[3] - box[1], 0.0)
-        return {"image_id": i, "category_id": names.index(label) + 1, "bbox": [box[0], box[1], w, h], "area": w * h, "iscrowd": 0}
+        return {"image_id": i, "category_id": names.index(label) + 1, "bbox": [box[0], box[1], w, h], "area": w * h, "iscrowd": crowd}
 
     truth = [entry(i, v, b) for i, s in enumerate(samples) for v, b in zip(s.true_labels, s.true_boxes, strict=True)]
+    truth += [entry(i, v, b, 1) for i, s in enumerate(samples) for v, b in zip(s.crowd_labels, s.crowd_boxes, strict=True)]
     found = [
         entry(i, v, b) | {"score": 1.0 if constant or s.scores is None else float(s.scores[k])}
         for i, s in enumerate(samples)
@@ -176,6 +177,19 @@ def test_coco_metrics_equal_pycocotools(seed: int, mode: str) -> None:
     assert list(got) == list(COCO_KEYS)
     for value, expected in zip(got.values(), reference, strict=False):
         assert (-1 if value is None else value) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["constant", "file"])
+@pytest.mark.parametrize("seed", range(8))
+def test_coco_metrics_equal_pycocotools_with_ties_crowds_and_empty_images_together(seed: int, mode: str) -> None:
+    rng = np.random.default_rng(100 + seed)
+    samples = [(crowded if i % 2 else make_sample)(rng, str(i)) for i in range(20)] + [empty_sample(), empty_sample(("a",))]
+    # Scores on a grid of a tenth: ties within and between images.
+    samples = [s if s.scores is None else dataclasses.replace(s, scores=np.round(s.scores, 1)) for s in samples]
+    reference = pycocotools_stats(samples, mode == "constant")
+    got = coco_metrics(samples, "constant" if mode == "constant" else "file")
+    for value, expected in zip(got.values(), reference, strict=False):
+        assert (-1 if value is None else value) == pytest.approx(expected, abs=1e-9)
 
 
 def test_coco_metrics_are_silent_and_defined_without_boxes(capfd: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,11 @@ def tangled(rng: np.random.Generator, name: str) -> Sample:
 def random_samples(seed: int, n: int = 40) -> list[Sample]:
     rng = np.random.default_rng(seed)
     kinds = (tangled, make_sample, crowded)
-    return [kinds[int(rng.integers(0, 3))](rng, str(i)) for i in range(n)] + [empty_sample(), empty_sample(("a",)), empty_sample((), ("b",))]
+    return [kinds[int(rng.integers(0, 3))](rng, str(i)) for i in range(n)] + [
+        empty_sample(),
+        empty_sample(("a",)),
+        empty_sample((), ("b",)),
+    ]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -212,9 +216,16 @@ def lvis_sample(name: str, true: str, pred: str, *, negative: str = "", open_: s
     """True boxes of the letters of ``true``; predicted ones of ``pred`` at the same places, those beyond somewhere else."""
     places = np.array([[60.0 * k, 0.0, 60.0 * k + 50, 50.0] for k in range(8)])
     return Sample(
-        name, 500, 100, tuple(true), places[: len(true)].reshape(-1, 4), tuple(pred), {"file": places[: len(pred)].reshape(-1, 4)},
-        np.linspace(1, 0.5, len(pred)), federated=Federated(frozenset(negative), frozenset(open_), frequency or {}),
-    )  # fmt: skip
+        name,
+        500,
+        100,
+        tuple(true),
+        places[: len(true)].reshape(-1, 4),
+        tuple(pred),
+        {"file": places[: len(pred)].reshape(-1, 4)},
+        np.linspace(1, 0.5, len(pred)),
+        federated=Federated(frozenset(negative), frozenset(open_), frequency or {}),
+    )
 
 
 FREQUENCY = {"a": "f", "b": "c", "c": "r"}
@@ -227,15 +238,15 @@ FREQUENCY = {"a": "f", "b": "c", "c": "r"}
         ([lvis_sample("1", "a", "a", frequency=FREQUENCY)], {"ap": 1, "apf": 1, "apc": None, "apr": None}, 1),
         # A box of a category that is neither labelled here nor known to be absent does not count, ...
         ([lvis_sample("1", "a", "ab"), lvis_sample("2", "b", "b")], {"ap": 1}, 1),
-        # ... but one that is known to be absent is false: it outranks the true one, precision 1/2 at full recall.
-        ([lvis_sample("2", "b", "b"), lvis_sample("1", "a", "ab", negative="b"), ], {"ap": 1}, 4 / 5),
+        # ... but one that is known to be absent is false (ranked last, it leaves AP alone).
+        ([lvis_sample("2", "b", "b"), lvis_sample("1", "a", "ab", negative="b")], {"ap": 1}, 4 / 5),
         # Not labelled in full: an unmatched box is ignored.
         ([lvis_sample("1", "a", "aa", open_="a")], {"ap": 1}, 1),
         ([lvis_sample("1", "a", "aa")], {"ap": 1}, 2 / 3),
         # The mean is over categories with a true box; the missed one gives 0.
         ([lvis_sample("1", "ac", "a", frequency=FREQUENCY)], {"ap": 0.5, "apf": 1, "apr": 0}, 2 / 3),
     ],
-)  # fmt: skip
+)
 def test_lvis_rules_by_hand(samples: list[Sample], expected: dict[str, float | None], f1: float) -> None:
     metrics = lvis_metrics(samples, "file")
     assert {key: metrics[key] for key in expected} == {key: None if v is None else pytest.approx(v) for key, v in expected.items()}
@@ -264,7 +275,9 @@ def test_lvis_equals_its_definition_as_coco_with_the_boxes_removed_that_are_not_
         judged = [label in negative or label in sample.true_labels for label in sample.pred_labels]
         labels = tuple(itertools.compress(sample.pred_labels, judged))
         boxes = {"file": sample.pred_boxes["file"][np.array(judged, dtype=bool)]}
-        reduced.append(dataclasses.replace(sample, pred_labels=labels, pred_boxes=boxes, scores=sample.scores[np.array(judged, dtype=bool)]))
+        reduced.append(
+            dataclasses.replace(sample, pred_labels=labels, pred_boxes=boxes, scores=sample.scores[np.array(judged, dtype=bool)])
+        )
     found, expected = lvis_metrics(samples, "file"), coco_metrics(reduced, "file")
     for key in ("ap", "ap50", "ap75", "aps", "apm", "apl"):
         assert found[key] == (None if expected[key] is None else pytest.approx(expected[key], abs=1e-9))

@@ -119,7 +119,14 @@ def test_provenance_says_what_was_evaluated_with_what(files: Files) -> None:
     provenance = evaluate_files(*paths, OPTIONS, out=None)["provenance"]
     assert provenance["predictions_sha256"] == hashlib.sha256(paths[0].read_bytes()).hexdigest()
     assert provenance["records_sha256"] == hashlib.sha256(paths[1].read_bytes()).hexdigest()
-    assert provenance["options"] == {"bootstrap": 200, "seed": 0, "match": "exact", "match_model": None, "match_similarity": 0.7, "expect": {}}
+    assert provenance["options"] == {
+        "bootstrap": 200,
+        "seed": 0,
+        "match": "exact",
+        "match_model": None,
+        "match_similarity": 0.7,
+        "expect": {},
+    }
     assert {"coordexp", "python", "numpy", "scipy", "hotcoco"} <= provenance["versions"].keys()
     assert str(paths[0].parent) not in json.dumps(provenance)
 

@@ -40,14 +40,17 @@ def read_distributions(folder: Path) -> Slots:
     found: Slots = {}
     for path in sorted(folder.glob("*.npz")):
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 arrays: dict[str, Any] = {name: file[name] for name in _ARRAYS}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(
                 f"{folder.name}/{path.name}: expected distributions of a prediction, got a file that fails with: {error}"
             ) from error
         ends = arrays["indptr"]
-        if len(ends) != len(arrays["image"]) + 1 or int(ends[-1]) != len(arrays["bins"]) or len(arrays["bins"]) != len(arrays["probs"]):
+        count = len(arrays["image"])
+        fits = len(ends) == count + 1 and all(len(arrays[name]) == count for name in ("object", "slot", "rest"))
+        fits = fits and int(ends[-1]) == len(arrays["bins"]) == len(arrays["probs"]) and bool((np.diff(ends) >= 0).all())
+        if not fits or (count and not 0 <= int(arrays["image"].min()) <= int(arrays["image"].max()) < len(arrays["image_ids"])):
             raise DataError(f"{folder.name}/{path.name}: expected arrays that fit together, got {len(ends) - 1} rows: predict again")
         for r, (image, item, slot) in enumerate(zip(arrays["image"], arrays["object"], arrays["slot"], strict=True)):
             own = slice(int(ends[r]), int(ends[r + 1]))
