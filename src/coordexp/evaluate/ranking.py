@@ -120,8 +120,9 @@ def ap_intervals(
 def weighted_ap(ranked: Ranked, weights: FloatArray) -> FloatArray:
     """101-point interpolated AP ``[B, T]`` with each image counted ``weights [B, I]`` times; NaN without a true box."""
     true = weights @ ranked.true
+    blocks = np.arange(len(weights))[:, None]
+    wanted = (_RECALLS + 2 * blocks).ravel()
     result = np.zeros((len(weights), len(THRESHOLDS)))
-    result[true == 0] = np.nan
     drawn = weights[:, ranked.image]
     everything = np.cumsum(drawn, axis=1)
     for t in range(len(THRESHOLDS)):
@@ -131,11 +132,14 @@ def weighted_ap(ranked: Ranked, weights: FloatArray) -> FloatArray:
             continue
         found = np.cumsum(drawn[:, hits], axis=1)
         counted = everything if ranked.counted[:, t].all() else np.cumsum(drawn * ranked.counted[:, t], axis=1)
-        # Before the first hit that is drawn both are 0, and so is precision.
-        precision = found / np.maximum(counted[:, hits], 1.0)
-        for b in np.flatnonzero(true):
-            at = np.searchsorted(found[b] / true[b], _RECALLS, side="left")
-            at = at[at < hits.size]
-            best = np.maximum.reduceat(precision[b], at) if at.size else at
-            result[b, t] = np.maximum.accumulate(best[::-1]).sum() / len(_RECALLS)
+        # A last column of precision 0 stands for a recall that is never reached. Before the first hit that is drawn both are 0.
+        precision = np.zeros((len(weights), hits.size + 1))
+        np.divide(found, np.maximum(counted[:, hits], 1.0), out=precision[:, :-1])
+        # All draws at once: recalls of draw b lie in [2b, 2b + 1], and end at 2b + 1.5.
+        recall = np.full(precision.shape, 1.5)
+        np.divide(found, np.maximum(true, 1.0)[:, None], out=recall[:, :-1])
+        at = np.searchsorted((recall + 2 * blocks).ravel(), wanted, side="left")
+        best = np.maximum.reduceat(precision.ravel(), at).reshape(len(weights), -1)
+        result[:, t] = np.maximum.accumulate(best[:, ::-1], axis=1).mean(axis=1)
+    result[true == 0] = np.nan
     return result

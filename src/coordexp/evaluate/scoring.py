@@ -113,7 +113,7 @@ def _detection(samples: Sequence[Sample], readout: str, codec: CoordCodec, resul
 def _average_precision(
     samples: Sequence[Sample], flat: Flat, same: Candidates, options: EvaluateOptions, results: dict[str, Any], scored: Scored
 ) -> dict[str, float | None]:
-    """AP under every score mode; TIDE, AP by class and intervals under the scores of the file, else the constant one."""
+    """AP under every score mode; TIDE and AP by class under the scores of the file, else the constant one."""
     has_scores = any(s.scores is not None for s in samples)
     modes: tuple[ScoreMode, ...] = ("constant", "file") if has_scores else ("constant",)
     by_class: dict[str, float | None] = {}
@@ -125,10 +125,8 @@ def _average_precision(
         if federated:
             points["lvis"] = lvis_metrics(samples, mode)
             results.update({f"lvis.{mode}.{key}": value for key, value in points["lvis"].items()})
-        if mode != modes[-1]:
-            continue
         by_class = table.per_class
-        if flat.pred_label.size and flat.true_label.size:
+        if mode == modes[-1] and flat.pred_label.size and flat.true_label.size:
             results.update({f"tide.{mode}.{key}": value for key, value in tide_metrics(table).items()})
         for kind, metrics in points.items() if options.bootstrap else ():
             ignored = ignorable(samples, FILE_READOUT, class_aware=True, federated=kind == "lvis")
