@@ -61,7 +61,7 @@ def test_the_command_writes_three_files_and_prints_the_headline(tmp_path, monkey
     assert (code, err) == (0, "")
     assert re.search(r"task +detection", out)
     assert re.search(r"F1@\.5 class-aware \(file\) +1\.000 \[1\.000, 1\.000\]", out)
-    assert "calibration is left out: p.jsonl.distributions is not there" in out
+    assert "calibration is left out: no distributions lie beside the predictions" in out
     assert sorted(p.name for p in (tmp_path / "e").iterdir()) == ["per_image.jsonl", "results.json", "table.md"]
     results = json.loads((tmp_path / "e" / "results.json").read_text())
     assert results["per_class"] == [

@@ -55,9 +55,7 @@ def test_run_goes_from_data_to_report_and_every_stage_reruns_from_disk(tmp_path,
     code, _, _ = call(monkeypatch, capsys, "predict", "--model", final, "--data", test, "--out", again, "--max-new-tokens", 12)
     assert code == 0
     assert again.read_text() == (run_dir / "predictions.jsonl").read_text()
-    code, out, _ = call(
-        monkeypatch, capsys, "evaluate", "--predictions", again, "--data", test, "--out", tmp_path / "r.json", "--bootstrap", 20, "--json"
-    )
+    code, out, _ = call(monkeypatch, capsys, "evaluate", again, "--data", test, "--out", tmp_path / "again", "--bootstrap", 20, "--json")
     assert code == 0
     assert {k: v for k, v in json.loads(out).items() if k != "provenance"} == {k: v for k, v in results.items() if k != "provenance"}
     code, out, _ = call(monkeypatch, capsys, "report", run_dir)

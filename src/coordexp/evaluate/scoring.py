@@ -80,7 +80,8 @@ def score_boxes(
         results.update({f"calibration.{key}": value for key, value in measured.items()})
     else:
         scored.notes.append(
-            f"coordinate calibration is left out: {folder.name} is not there (coordexp predict --save-distributions writes it)"
+            "coordinate calibration is left out: no distributions lie beside the predictions; "
+            "coordexp predict --save-distributions keeps them"
         )
     results["per_class"] = _per_class(scored.aware, by_class)
     return scored
