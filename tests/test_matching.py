@@ -152,6 +152,9 @@ def test_the_ranking_behind_ap_intervals_gives_the_engines_ap_and_that_of_a_draw
     ends = ap_intervals(ranked, len(samples), metrics, resamples=40, seed=0)["ap"]
     assert ends is not None
     assert ends[0] < metrics["ap"] < ends[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("coordexp.evaluate.ranking._CELLS", 50)
+        assert ap_intervals(ranked, len(samples), metrics, resamples=40, seed=0)["ap"] == pytest.approx(ends, abs=1e-12)
 
 
 def test_at_most_a_hundred_boxes_of_a_class_count_in_the_ranking() -> None:

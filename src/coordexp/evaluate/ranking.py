@@ -14,6 +14,8 @@ from coordexp.evaluate.samples import BoolArray, Flat, FloatArray, IntArray, Sam
 
 # AP is ranked anew for every resample, so it gets fewer of them than the ratios do.
 AP_RESAMPLES: Final = 100
+# Most detections times draws held at a time: 32 MB an array.
+_CELLS: Final = 4_000_000
 _RECALLS: Final = np.linspace(0.0, 1.0, 101)
 
 
@@ -100,7 +102,7 @@ def ap_intervals(
         return dict.fromkeys(("ap", "ap50", "ap75"))
     found: list[FloatArray] = []
     for weights in draws(images, resamples=min(resamples, AP_RESAMPLES), seed=seed):
-        by_class = np.stack([weighted_ap(ranked, weights) for ranked in classes])
+        by_class = np.stack([_in_parts(ranked, weights) for ranked in classes])
         there = np.isfinite(by_class)
         mean = np.full(by_class.shape[1:], np.nan)
         np.divide(np.where(there, by_class, 0.0).sum(axis=0), there.sum(axis=0), out=mean, where=there.any(axis=0))
@@ -115,6 +117,11 @@ def ap_intervals(
             half = 1.96 * float(defined.std(ddof=1))
             result[key] = (max(0.0, point - half), min(1.0, point + half))
     return result
+
+
+def _in_parts(ranked: Ranked, weights: FloatArray) -> FloatArray:
+    parts = -(-len(weights) * len(ranked.image) // _CELLS) or 1
+    return np.concatenate([weighted_ap(ranked, part) for part in np.array_split(weights, min(parts, len(weights)))])
 
 
 def weighted_ap(ranked: Ranked, weights: FloatArray) -> FloatArray:
