@@ -119,6 +119,15 @@ def ap_intervals(
     return result
 
 
+def _least_hits(true: FloatArray) -> FloatArray:
+    """``[B, 101]``: the fewest hits whose share of ``true [B]`` boxes reaches each recall, in the floating-point terms of the engine."""
+    boxes = np.maximum(true, 1.0)[:, None]
+    least = np.floor(boxes * _RECALLS) - 1
+    for _ in range(3):
+        least += least / boxes < _RECALLS
+    return np.maximum(least, 0.0)
+
+
 def _in_parts(ranked: Ranked, weights: FloatArray) -> FloatArray:
     parts = -(-len(weights) * len(ranked.image) // _CELLS) or 1
     return np.concatenate([weighted_ap(ranked, part) for part in np.array_split(weights, min(parts, len(weights)))])
@@ -127,8 +136,10 @@ def _in_parts(ranked: Ranked, weights: FloatArray) -> FloatArray:
 def weighted_ap(ranked: Ranked, weights: FloatArray) -> FloatArray:
     """101-point interpolated AP ``[B, T]`` with each image counted ``weights [B, I]`` times; NaN without a true box."""
     true = weights @ ranked.true
-    blocks = np.arange(len(weights))[:, None]
-    wanted = (_RECALLS + 2 * blocks).ravel()
+    # Hits of all draws are searched at once, as whole numbers: those of draw b lie from b * stride on.
+    stride = float(true.max(initial=0)) + 3
+    offset = stride * np.arange(len(weights))[:, None]
+    wanted = (_least_hits(true) + offset).ravel()
     result = np.zeros((len(weights), len(THRESHOLDS)))
     drawn = weights[:, ranked.image]
     everything = np.cumsum(drawn, axis=1)
@@ -142,10 +153,9 @@ def weighted_ap(ranked: Ranked, weights: FloatArray) -> FloatArray:
         # A last column of precision 0 stands for a recall that is never reached. Before the first hit that is drawn both are 0.
         precision = np.zeros((len(weights), hits.size + 1))
         np.divide(found, np.maximum(counted[:, hits], 1.0), out=precision[:, :-1])
-        # All draws at once: recalls of draw b lie in [2b, 2b + 1], and end at 2b + 1.5.
-        recall = np.full(precision.shape, 1.5)
-        np.divide(found, np.maximum(true, 1.0)[:, None], out=recall[:, :-1])
-        at = np.searchsorted((recall + 2 * blocks).ravel(), wanted, side="left")
+        reached = np.full(precision.shape, stride - 1)
+        reached[:, :-1] = found
+        at = np.searchsorted((reached + offset).ravel(), wanted, side="left")
         best = np.maximum.reduceat(precision.ravel(), at).reshape(len(weights), -1)
         result[:, t] = np.maximum.accumulate(best[:, ::-1], axis=1).mean(axis=1)
     result[true == 0] = np.nan
