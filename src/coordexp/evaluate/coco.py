@@ -7,7 +7,7 @@ and classes without predictions, and 0.05 s against 2.3 s (faster-coco-eval: 0.3
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -105,7 +105,7 @@ def _engine(samples: Sequence[Sample], mode: ScoreMode, *, lvis: bool) -> Any:
         frequency = {label: value for s in samples if s.federated for label, value in s.federated.frequency.items()}
         # The engine wants a frequency on every category; without one it counts in none of the three.
         names = [{**entry, "frequency": frequency[entry["name"]]} if entry["name"] in frequency else entry for entry in names]
-    truth = COCO({"images": images, "categories": names, "annotations": list(_annotations(samples, category, lvis))})
+    truth = _truth(samples, category, images, names, lvis)
     evaluation = COCOeval(truth, truth.load_res(_detections(samples, mode, category)), "bbox", lvis_style=lvis)
     evaluation.evaluate()
     evaluation.accumulate()
@@ -121,31 +121,36 @@ def _image(number: int, sample: Sample, category: dict[str, int], lvis: bool) ->
     return entry
 
 
-def _annotations(samples: Sequence[Sample], category: dict[str, int], lvis: bool) -> Iterator[dict[str, Any]]:
-    count = 0
-    for number, sample in enumerate(samples, start=1):
-        crowds = () if lvis else ((1, sample.crowd_labels, sample.crowd_boxes),)
-        for crowd, names, boxes in ((0, sample.true_labels, sample.true_boxes), *crowds):
-            if not names:
-                continue
-            for label, box, size in zip(names, _xywh(boxes).tolist(), area(boxes).tolist(), strict=True):
-                count += 1
-                yield {"id": count, "image_id": number, "category_id": category[label], "bbox": box, "area": size, "iscrowd": crowd}
+def _truth(
+    samples: Sequence[Sample], category: dict[str, int], images: list[dict[str, Any]], names: list[dict[str, Any]], lvis: bool
+) -> Any:
+    crowds = [] if lvis else [(n, s.crowd_labels, s.crowd_boxes) for n, s in enumerate(samples, start=1)]
+    parts = [(n, s.true_labels, s.true_boxes) for n, s in enumerate(samples, start=1)] + crowds
+    boxes = np.concatenate([np.zeros((0, 4)), *(part[2] for part in parts)])
+    single = sum(len(s.true_labels) for s in samples)
+    return COCO.from_arrays(
+        images,
+        names,
+        np.repeat(np.array([n for n, _, _ in parts], dtype=np.int64), [len(labels) for _, labels, _ in parts]),
+        np.array([category[label] for _, labels, _ in parts for label in labels], dtype=np.int64),
+        _xywh(boxes),
+        area=area(boxes),
+        iscrowd=(np.arange(len(boxes)) >= single).astype(np.int64),
+    )
 
 
-def _detections(samples: Sequence[Sample], mode: ScoreMode, category: dict[str, int]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for number, sample in enumerate(samples, start=1):
-        if not sample.pred_labels:
-            continue
-        if mode == "file" and sample.scores is None:
+def _detections(samples: Sequence[Sample], mode: ScoreMode, category: dict[str, int]) -> FloatArray:
+    """``[P, 7]``: image, x, y, width, height, score, category."""
+    for sample in samples if mode == "file" else ():
+        if sample.pred_labels and sample.scores is None:
             raise ValueError(f"image {sample.image_id!r} has boxes without scores")
-        scores = [1.0] * len(sample.pred_labels) if mode == "constant" or sample.scores is None else sample.scores.tolist()
-        boxes = _xywh(sample.pred_boxes[FILE_READOUT]).tolist()
-        found += [
-            {"image_id": number, "category_id": category[label], "bbox": box, "score": score}
-            for label, box, score in zip(sample.pred_labels, boxes, scores, strict=True)
-        ]
+    boxes = np.concatenate([np.zeros((0, 4)), *(s.pred_boxes[FILE_READOUT] for s in samples)])
+    found = np.ones((len(boxes), 7))
+    found[:, 0] = np.repeat(np.arange(1, len(samples) + 1), [len(s.pred_labels) for s in samples])
+    found[:, 1:5] = _xywh(boxes)
+    if mode == "file":
+        found[:, 5] = np.concatenate([np.zeros(0), *(s.scores for s in samples if s.scores is not None)])
+    found[:, 6] = [category[label] for s in samples for label in s.pred_labels]
     return found
 
 
