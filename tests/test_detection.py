@@ -14,13 +14,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from coordexp.boxes import iou_matrix
-from coordexp.evaluate.bootstrap import Ratio, intervals
+from coordexp.evaluate.bootstrap import Ratio, draws, intervals
+from coordexp.evaluate.coco import COCO_KEYS, coco_metrics
 from coordexp.evaluate.detection import (
-    COCO_KEYS,
     THRESHOLDS,
     MatchCounts,
     Sample,
-    coco_metrics,
     count_matches,
     macro_metrics,
     match,
@@ -116,9 +115,9 @@ def test_micro_metrics_are_ratios_of_pooled_counts_and_their_mean_over_threshold
 
 @pytest.mark.parametrize(
     ("true", "pred", "f1", "precision", "recall"),
-    [((), (), None, None, None), (("a",), (), 0, None, 0), ((), ("a",), 0, 0, None), (("a",), ("a",), 1, 1, 1), (("a",), ("b",), 0, 0, 0)],
+    [((), (), None, None, None), (("a",), (), 0, 0, 0), ((), ("a",), 0, 0, 0), (("a",), ("a",), 1, 1, 1), (("a",), ("b",), 0, 0, 0)],
 )
-def test_undefined_numbers_are_none_and_f1_is_zero_with_any_box(
+def test_nothing_on_one_side_is_zero_and_nothing_at_all_is_none(
     true: tuple[str, ...], pred: tuple[str, ...], f1: float | None, precision: float | None, recall: float | None
 ) -> None:
     metrics = micro_metrics(count_matches([empty_sample(true, pred)], "file", class_aware=True))
@@ -134,13 +133,14 @@ def test_macro_keeps_classes_without_predictions_and_no_invented_classes() -> No
 
 
 def pycocotools_stats(samples: list[Sample], constant: bool) -> np.ndarray:
-    names = sorted({v for s in samples for v in (*s.true_labels, *s.pred_labels)})
+    names = sorted({v for s in samples for v in (*s.true_labels, *s.crowd_labels, *s.pred_labels)})
 
-    def entry(i: int, label: str, box: np.ndarray) -> dict[str, object]:
+    def entry(i: int, label: str, box: np.ndarray, crowd: int = 0) -> dict[str, object]:
         w, h = max(box[2] - box[0], 0.0), max(box[3] - box[1], 0.0)
-        return {"image_id": i, "category_id": names.index(label) + 1, "bbox": [box[0], box[1], w, h], "area": w * h, "iscrowd": 0}
+        return {"image_id": i, "category_id": names.index(label) + 1, "bbox": [box[0], box[1], w, h], "area": w * h, "iscrowd": crowd}
 
     truth = [entry(i, v, b) for i, s in enumerate(samples) for v, b in zip(s.true_labels, s.true_boxes, strict=True)]
+    truth += [entry(i, v, b, 1) for i, s in enumerate(samples) for v, b in zip(s.crowd_labels, s.crowd_boxes, strict=True)]
     found = [
         entry(i, v, b) | {"score": 1.0 if constant or s.scores is None else float(s.scores[k])}
         for i, s in enumerate(samples)
@@ -179,6 +179,19 @@ def test_coco_metrics_equal_pycocotools(seed: int, mode: str) -> None:
         assert (-1 if value is None else value) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("mode", ["constant", "file"])
+@pytest.mark.parametrize("seed", range(8))
+def test_coco_metrics_equal_pycocotools_with_ties_crowds_and_empty_images_together(seed: int, mode: str) -> None:
+    rng = np.random.default_rng(100 + seed)
+    samples = [(crowded if i % 2 else make_sample)(rng, str(i)) for i in range(20)] + [empty_sample(), empty_sample(("a",))]
+    # Scores on a grid of a tenth: ties within and between images.
+    samples = [s if s.scores is None else dataclasses.replace(s, scores=np.round(s.scores, 1)) for s in samples]
+    reference = pycocotools_stats(samples, mode == "constant")
+    got = coco_metrics(samples, "constant" if mode == "constant" else "file")
+    for value, expected in zip(got.values(), reference, strict=False):
+        assert (-1 if value is None else value) == pytest.approx(expected, abs=1e-9)
+
+
 def test_coco_metrics_are_silent_and_defined_without_boxes(capfd: pytest.CaptureFixture[str]) -> None:
     assert set(coco_metrics([empty_sample()], "constant").values()) == {None}
     assert coco_metrics([empty_sample((), ("a",))], "constant")["ap"] is None
@@ -196,12 +209,13 @@ def test_intervals_equal_resampling_the_images_one_by_one() -> None:
     rng = np.random.default_rng(3)
     numerator, denominator = rng.random((12, 3)), rng.random((12, 3)) + 0.5
     got = intervals({"x": Ratio(numerator, denominator)}, resamples=300, seed=7)["x"]
-    weights = np.random.default_rng(7)
     values = []
-    for size in (128, 128, 44):
-        for draw in weights.multinomial(12, np.full(12, 1 / 12), size=size):
+    for block in draws(12, resamples=300, seed=7):
+        assert (block.sum(axis=1) == 12).all()
+        for draw in block.astype(int):
             chosen = np.repeat(np.arange(12), draw)
             values.append((numerator[chosen].sum(axis=0) / denominator[chosen].sum(axis=0)).mean())
+    assert len(values) == 300
     assert got == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))
 
 

@@ -58,9 +58,7 @@ def test_run_goes_from_data_to_report_and_every_stage_reruns_from_disk(tmp_path,
     code, _, _ = call(monkeypatch, capsys, "predict", final, test, "--out", again, "--max-new-tokens", 90)
     assert code == 0
     assert again.read_text() == (run_dir / "predictions.jsonl").read_text()
-    code, out, _ = call(
-        monkeypatch, capsys, "evaluate", "--predictions", again, "--data", test, "--out", tmp_path / "r.json", "--bootstrap", 20, "--json"
-    )
+    code, out, _ = call(monkeypatch, capsys, "evaluate", again, "--data", test, "--out", tmp_path / "again", "--bootstrap", 20, "--json")
     assert code == 0
     assert {k: v for k, v in json.loads(out).items() if k != "provenance"} == {k: v for k, v in results.items() if k != "provenance"}
     code, out, _ = call(monkeypatch, capsys, "report", run_dir)
@@ -163,7 +161,7 @@ def test_bad_records_stop_a_run_before_training_with_one_line(tmp_path, monkeypa
     ("words", "message"),
     [
         (["run", "nothing.yaml"], "no such experiment"),
-        (["evaluate", "--predictions", "none.jsonl", "--data", "none.jsonl"], "none.jsonl"),
+        (["evaluate", "none.jsonl", "--data", "none.jsonl", "--out", "x"], "none.jsonl"),
         (["report", "nowhere"], "nowhere"),
         (["data", "validate", "none.jsonl"], "none.jsonl"),
         (["data", "synth", "--out", "x", "--side", "3"], "side"),

@@ -7,7 +7,7 @@ import pytest
 
 from coordexp.codec import CoordCodec
 from coordexp.evaluate.detection import Sample
-from coordexp.evaluate.health import duplicates, health_metrics
+from coordexp.evaluate.health import health_metrics, repeats
 from coordexp.evaluate.localisation import edge_errors, localisation_metrics, matched_pairs
 from coordexp.evaluate.predictions import PredictedObject, Prediction
 
@@ -58,7 +58,9 @@ def test_pairs_are_class_agnostic_and_need_half_overlap() -> None:
 
 def test_metrics_without_a_pair_are_none() -> None:
     samples = [scene([70.0, 0, 70.0, 0])]
-    assert set(localisation_metrics(edge_errors(samples, matched_pairs(samples), "file", CODEC)).values()) == {None}
+    metrics = localisation_metrics(edge_errors(samples, matched_pairs(samples), "file", CODEC))
+    assert {value for key, value in metrics.items() if not key.endswith(".n")} == {None}
+    assert {value for key, value in metrics.items() if key.endswith(".n")} == {0}
 
 
 def row(**changes: object) -> Prediction:
@@ -90,8 +92,9 @@ def thing(desc: str, *box: float) -> PredictedObject:
 
 def test_duplicates_need_the_same_description_and_nearly_the_same_box() -> None:
     objects = (thing("a", 0, 0, 9, 9), thing("a", 0, 0, 9, 9), thing("b", 0, 0, 9, 9), thing("a", 0, 0, 9, 9), thing("a", 0, 0, 9, 5))
-    assert duplicates(boxes_of(row(objects=objects))) == 2
-    assert duplicates(boxes_of(row())) == 0
+    again, longest = repeats([boxes_of(row(objects=objects)), boxes_of(row()), boxes_of(row(objects=objects[:1]))])
+    assert again.tolist() == [2, 0, 0]
+    assert longest.tolist() == [3, 0, 1]
 
 
 def test_health_counts_rows_and_boxes() -> None:
@@ -105,7 +108,9 @@ def test_health_counts_rows_and_boxes() -> None:
         "parse_rate": 0.25,
         "empty_rate": 0.5,
         "truncation_rate": 0.5,
+        "arity_rate": 0.0,
         "duplicate_rate": 1 / 3,
+        "max_repeat": 2,
         "boxes_per_image": 0.75,
         "true_boxes_per_image": 0.0,
         "tokens_per_image": 20.0,

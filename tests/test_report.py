@@ -169,7 +169,7 @@ def test_damaged_parts_are_named_and_do_not_stop_the_report(run_dir: Path, tmp_p
     broken = {
         "results.json": "[]",
         "logging.jsonl": '{"step": 1, "loss": 2}\nx\n{"step": 2}\n',
-        "predictions.jsonl": '{"image_id": "a", "objects": 3}\n',
+        "predictions.jsonl": '{"image_id": "a", "width": 9, "height": 9, "score_source": null, "objects": 3}\n',
         "manifest.json": "{",
         "config.yaml": "a: [",
         "data/test.jsonl": "nothing\n",
@@ -285,3 +285,33 @@ def test_small_images_are_kept_pixel_for_pixel_and_large_ones_are_bounded() -> N
 def test_report_loads_neither_torch_nor_transformers(run_dir: Path) -> None:
     code = "import sys; import coordexp.runs.report; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_new_headline_numbers_have_short_tables_that_are_left_out_without_values() -> None:
+    base = {"detection.file.aware.f1.50": 0.5, "coco.file.ap": 0.3}
+    more = {
+        "lvis.file.ap": 0.2,
+        "lvis.file.apr": None,
+        "tide.file.dap.loc": 0.125,
+        "calibration.all.coverage_80": 0.75,
+        "buckets.aware.size.small.f1.50": 0.25,
+        "buckets.aware.size.small.n": 1200,
+        "buckets.aware.size.large.n": 0,
+        "grounding.file.acc.50": 0.625,
+        "intervals.grounding.file.acc.50": [0.6, 0.65],
+    }
+    plain, full = (tables.metric_tables(tables.Metrics(results)) for results in (base, base | more))
+    assert len(full) == len(plain) + 5
+    rows = {(table.caption, name): [cell.text for cell in cells] for table in full for name, cells in table.rows}
+    assert rows["LVIS average precision", "file scores"][0] == "0.200"
+    assert rows["AP .50 lost to each kind of error (TIDE)", "file scores"][1] == "0.125"
+    assert rows["By size and crowding, right name too", "small objects"] == ["0.250", "–", "1200"]
+    assert rows["True edges inside the model's central intervals, matched boxes", "share"][1] == "0.750"
+    assert rows["Grounding of the referred object", "as predicted (file)"][0] == "0.625"
+    assert sum(len(table.rows) for table in full) == sum(len(table.rows) for table in plain) + 5
+    labels = {tile.label: tile for tile in tables.tiles(tables.Metrics(base | more))}
+    assert (labels["Grounding Acc .50"].value, labels["Grounding Acc .50"].interval) == ("0.625", "0.600–0.650")
+    assert labels["LVIS AP"].value == "0.200"
+    pointing = [tile.label for tile in tables.tiles(tables.Metrics({"pointing.acc": 0.5, "health.parse_rate": 1.0}))]
+    assert pointing[0] == "Pointing"
+    assert "F1 .50, aware" not in pointing

@@ -84,10 +84,10 @@ def test_evaluate_loads_no_torch() -> None:
 def test_results_hold_the_contract_keys_and_numbers(files: Files, tmp_path: Path) -> None:
     records, predictions = make_rows()
     paths = files(records, predictions[::-1])
-    out = tmp_path / "run" / "results.json"
+    out = tmp_path / "run"
     results = evaluate_files(*paths, OPTIONS, out=out)
-    assert json.loads(out.read_text(encoding="utf-8")) == results
-    assert list(out.parent.iterdir()) == [out]
+    assert json.loads((out / "results.json").read_text(encoding="utf-8")) == results
+    assert sorted(p.name for p in out.iterdir()) == ["per_image.jsonl", "results.json", "table.md"]
     for readout in ("file", "median", "argmax"):
         for mode in ("aware", "agnostic"):
             for name in ("f1", "precision", "recall"):
@@ -110,7 +110,7 @@ def test_results_hold_the_contract_keys_and_numbers(files: Files, tmp_path: Path
     assert results["health.empty_rate"] == pytest.approx(1 / 12)
     boxes = {"true_boxes": 22, "crowd_regions": 0, "predicted_boxes": 22}
     assert results["counts"] == {"original": 12, "effective": 12, "failed": 0, **boxes, "classes": 2}
-    flat = {key: value for key, value in results.items() if key not in ("counts", "provenance")}
+    flat = {key: value for key, value in results.items() if key not in ("counts", "provenance", "per_class", "notes", "task")}
     assert all(value is None or isinstance(value, int | float | list) for value in flat.values())
 
 
@@ -119,7 +119,14 @@ def test_provenance_says_what_was_evaluated_with_what(files: Files) -> None:
     provenance = evaluate_files(*paths, OPTIONS, out=None)["provenance"]
     assert provenance["predictions_sha256"] == hashlib.sha256(paths[0].read_bytes()).hexdigest()
     assert provenance["records_sha256"] == hashlib.sha256(paths[1].read_bytes()).hexdigest()
-    assert provenance["options"] == {"bootstrap": 200, "seed": 0, "expect": {}}
+    assert provenance["options"] == {
+        "bootstrap": 200,
+        "seed": 0,
+        "match": "exact",
+        "match_model": None,
+        "match_similarity": 0.7,
+        "expect": {},
+    }
     assert {"coordexp", "python", "numpy", "scipy", "hotcoco"} <= provenance["versions"].keys()
     assert str(paths[0].parent) not in json.dumps(provenance)
 
@@ -132,12 +139,14 @@ def test_intervals_surround_the_number_are_seeded_and_can_be_left_out(files: Fil
     first, again = (evaluate_files(*paths, OPTIONS, out=None) for _ in range(2))
     other = evaluate_files(*paths, EvaluateOptions(bootstrap=200, seed=1), out=None)
     plain = evaluate_files(*paths, EvaluateOptions(bootstrap=0), out=None)
-    keys = [f"detection.file.{mode}.f1.{t}" for mode in ("aware", "agnostic") for t in ("50", "mean")]
+    keys = [f"detection.file.{m}.{t}" for m in ("aware", "agnostic") for t in ("f1.50", "f1.mean", "precision.50", "recall.50")]
+    keys += ["detection.file.aware.macro_f1.50", "coco.constant.ap", "coco.constant.ap50", "coco.constant.ap75"]
     keys += [f"localisation.file.all.{k}" for k in ("mean_bins", "mean_px", "signed_bias_bins")]
     assert sorted(key for key in first if key.startswith("intervals.")) == sorted(f"intervals.{key}" for key in keys)
     for key in keys:
         low, high = first[f"intervals.{key}"]
-        assert low < first[key] < high
+        assert low <= first[key] <= high
+    assert first["intervals.coco.constant.ap"][0] < first["intervals.coco.constant.ap"][1]
     assert first == again
     assert first["intervals.detection.file.agnostic.f1.50"] != other["intervals.detection.file.agnostic.f1.50"]
     assert not [key for key in plain if key.startswith("intervals.")]
@@ -152,8 +161,9 @@ def test_a_statistic_under_unit_weights_is_the_reported_number(files: Files) -> 
     copies = [[row[1] | {"image_id": f"c{i}"} for i in range(6)] for row in (records, predictions)]
     results = evaluate_files(*files(*copies), OPTIONS, out=None)
     bounds = {key.removeprefix("intervals."): value for key, value in results.items() if key.startswith("intervals.")}
-    assert len(bounds) == 3 * 7
-    for key, (low, high) in bounds.items():
+    assert len(bounds) == 3 * 12 + 3
+    # But for AP: an image drawn three times puts three of its boxes in a row, and the ranking is another one.
+    for key, (low, high) in ((key, ends) for key, ends in bounds.items() if not key.startswith("coco")):
         assert low == pytest.approx(results[key])
         assert high == pytest.approx(results[key])
 

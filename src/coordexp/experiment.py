@@ -25,6 +25,7 @@ from coordexp.config.load import differing_keys, dump_config, load_config, to_pl
 from coordexp.config.schema import ExperimentConfig
 from coordexp.decode.options import DecodeOptions
 from coordexp.errors import ConfigError, DataError, RunStopped
+from coordexp.evaluate.options import EvaluateOptions
 from coordexp.runs.manifest import RunDirectory, Status
 
 STAGES = ("data", "model", "train", "predict", "evaluate", "report")
@@ -363,9 +364,7 @@ class _Chain:
 
     def evaluate(self) -> None:
         """Compare predictions with the test split."""
-        from coordexp.evaluate.result import evaluate_files
-
-        evaluate_files(self._root / "predictions.jsonl", self._test_file(), self.config.evaluate, out=self._root / "results.json")
+        evaluate_predictions(self._root / "predictions.jsonl", self._test_file(), self.config.evaluate, out=self._root)
 
     def _test_file(self) -> Path:
         """The records that predictions were made for: the split, or the lines of it that were used."""
@@ -515,3 +514,17 @@ def predict_file(
     if calibration is not None and workers.rank == 0:
         calibration.save(Output(out, workers).calibration_path)
     return done
+
+
+def evaluate_predictions(
+    predictions: Path, data: Path, options: EvaluateOptions, *, out: Path, convention: str = "norm999"
+) -> dict[str, Any]:
+    """See :func:`coordexp.evaluate.result.evaluate_files`; loads the text model that the options name, if any."""
+    from coordexp.evaluate.result import evaluate_files
+
+    embed = None
+    if options.match_model is not None:
+        from coordexp.modeling.embed import text_embedder
+
+        embed = text_embedder(Path(options.match_model))
+    return evaluate_files(predictions, data, options, out=out, convention=convention, embed=embed)

@@ -8,22 +8,47 @@ from typing import Annotated
 
 import typer
 
+from coordexp.cli.common import flags
+
 
 def evaluate(
-    predictions: Annotated[Path, typer.Option(help="predictions.jsonl.")],
+    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="predictions.jsonl.")],
     data: Annotated[Path, typer.Option(help="The records they were made for; the images are not needed.")],
-    out: Annotated[Path, typer.Option(help="Where results.json goes.")] = Path("results.json"),
+    out: Annotated[Path, typer.Option(help="Folder for results.json, per_image.jsonl and table.md.")],
     bootstrap: Annotated[int, typer.Option(min=0, help="Resamples of the images for the intervals; 0 for none.")] = 1000,
+    seed: int = 0,
+    match: Annotated[str, typer.Option(help="How descriptions are compared: exact (normalised) or semantic.")] = "exact",
+    match_model: Annotated[Path | None, typer.Option(help="Folder of a text model, for --match semantic.")] = None,
+    match_similarity: Annotated[float, typer.Option(min=-1, max=1, help="Least cosine for --match semantic.")] = 0.7,
+    convention: Annotated[str, typer.Option(help="Coordinate convention of the bins.")] = "norm999",
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Compare predictions with records: F1, COCO AP, localisation error, health."""
-    from coordexp.evaluate.options import EvaluateOptions
-    from coordexp.evaluate.result import evaluate_files, headline
+    """Compare predictions with records: F1, COCO and LVIS AP, localisation, calibration, health; grounding and pointing."""
+    from typing import Literal, cast
 
-    results = evaluate_files(predictions, data, EvaluateOptions(bootstrap=bootstrap), out=out)
+    from coordexp.errors import ConfigError
+    from coordexp.evaluate.options import EvaluateOptions
+    from coordexp.evaluate.result import headline
+    from coordexp.experiment import evaluate_predictions
+
+    if match not in ("exact", "semantic"):
+        raise ConfigError(f"--match: expected exact or semantic, got {match}")
+    with flags("evaluate"):
+        options = EvaluateOptions(
+            bootstrap=bootstrap,
+            seed=seed,
+            match=cast(Literal["exact", "semantic"], match),
+            match_model=None if match_model is None else str(match_model),
+            match_similarity=match_similarity,
+        )
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out: expected a folder, got the file {out}")
+    results = evaluate_predictions(predictions, data, options, out=out, convention=convention)
     if as_json:
         typer.echo(json.dumps(results, indent=2))
         return
     for label, value in headline(results):
         typer.echo(f"{label:<44} {value}")
-    typer.echo(f"results: {out}")
+    for note in results["notes"]:
+        typer.echo(f"note: {note}")
+    typer.echo(f"results: {out / 'results.json'}, tables: {out / 'table.md'}")

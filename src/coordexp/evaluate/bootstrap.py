@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,21 +17,36 @@ _UNDEFINED_SHARE: Final = 0.05
 
 @dataclass(frozen=True)
 class Ratio:
-    """``mean over k of (sum_i numerator[i, k] / sum_i denominator[i, k])``; both arrays are ``[I, K]``, by image."""
+    """``mean over k of (sum_i numerator[i, k] / sum_i denominator[i, k])``; the arrays are ``[I, K]``, by image.
+
+    Without ``present`` every k must be defined. With it the mean is over those k with ``sum_i present[i, k] > 0``.
+    """
 
     numerator: NDArray[np.float64]
     denominator: NDArray[np.float64]
+    present: NDArray[np.float64] | None = None
+
+
+def draws(images: int, *, resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """Blocks ``[<=128, I]`` of how often each image is drawn: I images out of I with replacement, ``resamples`` rows in all.
+
+    Raises:
+        ValueError: fewer than one resample.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    rng = np.random.default_rng(seed)
+    for start in range(0, resamples, _BLOCK):
+        rows = min(_BLOCK, resamples - start)
+        drawn = rng.integers(0, images, (rows, images)) + images * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * images).reshape(rows, images).astype(np.float64)
 
 
 def intervals(statistics: Mapping[str, Ratio], *, resamples: int, seed: int) -> dict[str, tuple[float, float] | None]:
-    """95 % percentile interval of each statistic: ``resamples`` draws of I images out of I, with replacement.
+    """95 % percentile interval of each statistic over ``resamples`` draws of the images.
 
-    All statistics see the same draws (multinomial weights ``[resamples, I]``), so the result depends on
-    ``seed`` and the images only. Resamples in which a statistic has an empty denominator are left out; None
-    where they are more than 5 %, or where there are fewer than two images.
-
-    COCO AP gets no interval: it is no ratio of sums over images, and ranking anew for every resample costs
-    more than the number is worth.
+    All statistics see the same draws, so the result depends on ``seed`` and the images only. Resamples in which a
+    statistic has an empty denominator are left out; None where they are more than 5 %, or where there are fewer than two images.
 
     Raises:
         ValueError: fewer than one resample, or arrays that disagree about the number of images.
@@ -46,22 +61,28 @@ def intervals(statistics: Mapping[str, Ratio], *, resamples: int, seed: int) -> 
     images = lengths.pop()
     if images < 2:
         return dict.fromkeys(statistics)
-    numerator = np.concatenate([s.numerator for s in statistics.values()], axis=1).astype(np.float64)
-    denominator = np.concatenate([s.denominator for s in statistics.values()], axis=1).astype(np.float64)
-    ends = np.cumsum([s.numerator.shape[1] for s in statistics.values()])
-    rng = np.random.default_rng(seed)
-    draws: dict[str, list[NDArray[np.float64]]] = {name: [] for name in statistics}
-    for start in range(0, resamples, _BLOCK):
-        weights = rng.multinomial(images, np.full(images, 1 / images), size=min(_BLOCK, resamples - start)).astype(np.float64)
-        below = weights @ denominator
-        values = np.full(below.shape, np.nan)
-        np.divide(weights @ numerator, below, out=values, where=below > 0)
-        for name, column in zip(statistics, np.split(values, ends[:-1], axis=1), strict=True):
-            draws[name].append(column.mean(axis=1))
-    return {name: _percentiles(np.concatenate(blocks)) for name, blocks in draws.items()}
+    found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in statistics}
+    for weights in draws(images, resamples=resamples, seed=seed):
+        for name, statistic in statistics.items():
+            found[name].append(_values(statistic, weights))
+    return {name: percentiles(np.concatenate(blocks)) for name, blocks in found.items()}
 
 
-def _percentiles(values: NDArray[np.float64]) -> tuple[float, float] | None:
+def _values(statistic: Ratio, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    below = weights @ statistic.denominator
+    values = np.full(below.shape, np.nan)
+    np.divide(weights @ statistic.numerator, below, out=values, where=below > 0)
+    if statistic.present is None:
+        return np.asarray(values.mean(axis=1))
+    there = weights @ statistic.present > 0
+    counted = there.sum(axis=1)
+    result = np.full(len(weights), np.nan)
+    np.divide(np.where(there, values, 0.0).sum(axis=1), counted, out=result, where=counted > 0)
+    return result
+
+
+def percentiles(values: NDArray[np.float64]) -> tuple[float, float] | None:
+    """The 95 % percentile interval of resampled values, NaN left out; None with more than 5 % of them NaN."""
     defined = values[np.isfinite(values)]
     if defined.size < (1 - _UNDEFINED_SHARE) * values.size:
         return None

@@ -1,70 +1,36 @@
-"""Detection metrics: F1, precision and recall without scores, and COCO average precision by named score modes.
+"""F1, precision and recall without scores: counts of matched boxes, and the numbers made of them.
 
-Matching is one to one within an image. At a threshold ``t`` the pairs with ``IoU >= t`` (and, class-aware,
-with equal descriptions, compared as exact strings) are candidates; among all one-to-one matchings the one
-with the most pairs is taken, and among those the one with the largest sum of IoU. So the numbers depend on
-no order of the boxes and on no score. Each threshold is matched on its own.
+Each threshold is matched on its own, see :mod:`coordexp.evaluate.matching`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Final
 
 import numpy as np
-from hotcoco import COCO, COCOeval
-from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
-from coordexp.boxes import area, iou_matrix
+from coordexp.boxes import area
+from coordexp.evaluate.bootstrap import Ratio
+from coordexp.evaluate.matching import THRESHOLDS, Candidates, candidates, match, match_all
+from coordexp.evaluate.samples import FILE_READOUT, BoolArray, Flat, FloatArray, IntArray, Sample, flatten
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+__all__ = ["FILE_READOUT", "REPORTED", "THRESHOLDS", "MatchCounts", "Sample", "count_matches", "macro_metrics", "match", "micro_metrics"]
 
-THRESHOLDS: Final[tuple[float, ...]] = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 # Names of the reported thresholds and their index in THRESHOLDS; "mean" is the plain mean over all of them.
 REPORTED: Final[dict[str, int]] = {"50": 0, "75": 5, "90": 8, "95": 9}
-FILE_READOUT: Final = "file"
-COCO_KEYS: Final[dict[str, str]] = {
-    "ap": "AP",
-    "ap50": "AP50",
-    "ap75": "AP75",
-    "aps": "APs",
-    "apm": "APm",
-    "apl": "APl",
-    "ar1": "AR1",
-    "ar10": "AR10",
-    "ar100": "AR100",
-}
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image's truth and prediction. Boxes are ``[*, 4]`` xyxy in pixels; ``pred_boxes`` is by readout.
-
-    ``pred_boxes["file"]`` is ``bbox_2d`` as it stands. ``scores`` is None where the file has none. Crowd regions are
-    no truth to be found: see :func:`count_matches`.
-    """
-
-    image_id: str
-    width: int
-    height: int
-    true_labels: tuple[str, ...]
-    true_boxes: FloatArray
-    pred_labels: tuple[str, ...]
-    pred_boxes: dict[str, FloatArray]
-    scores: FloatArray | None
-    crowd_labels: tuple[str, ...] = ()
-    crowd_boxes: FloatArray = field(default_factory=lambda: np.zeros((0, 4)))
+# Most cells of an images x classes table that gets an interval: 160 MB of float64.
+_MACRO_CELLS: Final = 20_000_000
 
 
 @dataclass(frozen=True)
 class MatchCounts:
-    """Counts by image: ``tp [I, T]`` over THRESHOLDS, ``predicted [I, T]`` (boxes ignored in a crowd are not among them), ``true [I]``.
+    """Counts by image: ``tp [I, T]`` over THRESHOLDS, ``predicted [I, T]`` (ignored boxes are not among them), ``true [I]``.
 
     The ``class_*`` dicts hold the same counts summed over images by description (``class_tp`` and ``class_predicted`` are ``[T]``);
-    they are filled by class-aware matching only.
+    they are filled by class-aware matching only. ``pairs`` are the matched predicted and true boxes at each threshold and
+    ``ignored [P, T]`` the predicted boxes that do not count, both by index into ``flat``.
     """
 
     tp: IntArray
@@ -73,64 +39,66 @@ class MatchCounts:
     class_tp: dict[str, IntArray] = field(default_factory=dict)
     class_predicted: dict[str, IntArray] = field(default_factory=dict)
     class_true: dict[str, int] = field(default_factory=dict)
+    pairs: tuple[tuple[IntArray, IntArray], ...] = ()
+    ignored: BoolArray | None = None
 
 
-def match(iou: FloatArray, threshold: float) -> tuple[IntArray, IntArray]:
-    """Row and column indices of the best one-to-one matching of ``iou [N, M]`` (see the module's text).
-
-    ``threshold`` must be above 0: a pair without overlap is never a match. Solved as an assignment with
-    weight ``min(N, M) + 1 + IoU`` per candidate, so that one more pair outweighs any gain in IoU.
-
-    Raises:
-        ValueError: a threshold outside ``(0, 1]``.
-    """
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold must lie in (0, 1], got {threshold}")
-    candidates = iou >= threshold
-    by_row, by_column = candidates.sum(axis=1), candidates.sum(axis=0)
-    if (by_row <= 1).all() and (by_column <= 1).all():
-        rows, columns = np.nonzero(candidates)
-        return rows.astype(np.int64), columns.astype(np.int64)
-    keep_rows, keep_columns = np.nonzero(by_row)[0], np.nonzero(by_column)[0]
-    grid = np.ix_(keep_rows, keep_columns)
-    weight = np.where(candidates[grid], min(iou.shape) + 1 + iou[grid], 0.0)
-    rows, columns = linear_sum_assignment(weight, maximize=True)
-    chosen = candidates[grid][rows, columns]
-    return keep_rows[rows[chosen]].astype(np.int64), keep_columns[columns[chosen]].astype(np.int64)
-
-
-def count_matches(samples: Sequence[Sample], readout: str, *, class_aware: bool) -> MatchCounts:
-    """Match every image at every threshold and count.
+def count_matches(
+    samples: Sequence[Sample], readout: str, *, class_aware: bool, flat: Flat | None = None, found: Candidates | None = None
+) -> MatchCounts:
+    """Match every image at every threshold and count. ``flat`` and ``found`` may be handed in by a caller that has them.
 
     A predicted box without a match is ignored at a threshold, not false, where that share of its own area lies in one
-    crowd region (of its own description, class-aware): COCO's rule for ``iscrowd``.
+    crowd region (of its own description, class-aware): COCO's rule for ``iscrowd``. Class-aware with LVIS metadata it is
+    ignored, too, where its category is neither labelled nor known to be absent in the image, or not labelled in full.
     """
-    tp = np.zeros((len(samples), len(THRESHOLDS)), dtype=np.int64)
-    counts = MatchCounts(
-        tp,
-        np.array([[len(s.pred_labels)] * len(THRESHOLDS) for s in samples], dtype=np.int64).reshape(len(samples), len(THRESHOLDS)),
-        np.array([len(s.true_labels) for s in samples], dtype=np.int64),
-    )
-    for i, sample in enumerate(samples):
-        iou = iou_matrix(sample.pred_boxes[readout], sample.true_boxes)
-        if class_aware:
-            iou = iou * _same_label(sample)
-            _count_labels(counts, sample)
-        covered = _crowd_share(sample, readout, class_aware=class_aware)
-        for t, threshold in enumerate(THRESHOLDS):
-            rows, columns = match(iou, threshold)
-            if columns.size == 0 and not covered.any():  # no candidate now: none at a higher threshold either
-                break
-            tp[i, t] = columns.size
-            ignored = covered >= threshold
-            ignored[rows] = False
-            counts.predicted[i, t] -= ignored.sum()
-            if class_aware:
-                for column in columns:
-                    counts.class_tp[sample.true_labels[column]][t] += 1
-                for row in np.nonzero(ignored)[0]:
-                    counts.class_predicted[sample.pred_labels[row]][t] -= 1
+    flat = flatten(samples, readout) if flat is None else flat
+    found = candidates(flat) if found is None else found
+    if class_aware:
+        found = found.where(flat.pred_label[found.pred] == flat.true_label[found.true])
+    images = flat.images
+    ignored = ignorable(samples, readout, class_aware=class_aware)
+    pairs = tuple(match_all(found, flat, threshold) for threshold in THRESHOLDS)
+    tp = np.zeros((images, len(THRESHOLDS)), dtype=np.int64)
+    for t, (pred, _) in enumerate(pairs):
+        tp[:, t] = np.bincount(flat.pred_image[pred], minlength=images)
+        ignored[pred, t] = False
+    predicted = np.repeat(np.bincount(flat.pred_image, minlength=images)[:, None], len(THRESHOLDS), axis=1)
+    if ignored.any():
+        for t in range(len(THRESHOLDS)):
+            predicted[:, t] -= np.bincount(flat.pred_image[ignored[:, t]], minlength=images)
+    counts = MatchCounts(tp, predicted, np.bincount(flat.true_image, minlength=images), pairs=pairs, ignored=ignored)
+    if class_aware:
+        _by_class(counts, flat, ignored)
     return counts
+
+
+def _by_class(counts: MatchCounts, flat: Flat, ignored: BoolArray) -> None:
+    size = len(flat.labels)
+    true = np.bincount(flat.true_label, minlength=size)
+    some = np.bincount(flat.pred_label, minlength=size)
+    tp = np.stack([np.bincount(flat.true_label[true_], minlength=size) for _, true_ in counts.pairs], axis=1)
+    kept = np.stack([np.bincount(flat.pred_label[~ignored[:, t]], minlength=size) for t in range(len(THRESHOLDS))], axis=1)
+    for k, label in enumerate(flat.labels):
+        counts.class_tp[label] = tp[k]
+        if true[k]:
+            counts.class_true[label] = int(true[k])
+        if some[k]:
+            counts.class_predicted[label] = kept[k]
+
+
+def ignorable(samples: Sequence[Sample], readout: str, *, class_aware: bool, federated: bool = True) -> BoolArray:
+    """``[P, T]``: predicted boxes that would not count as false if they had no match; without ``federated`` by crowds alone."""
+    ends = np.cumsum([0, *(len(s.pred_labels) for s in samples)])
+    result = np.zeros((int(ends[-1]), len(THRESHOLDS)), dtype=bool)
+    for i, sample in enumerate(samples):
+        own = slice(int(ends[i]), int(ends[i + 1]))
+        if sample.crowd_labels and sample.pred_labels:
+            result[own] = _crowd_share(sample, readout, class_aware=class_aware)[:, None] >= np.array(THRESHOLDS)
+        if federated and class_aware and sample.federated is not None:
+            judged = (set(sample.true_labels) | sample.federated.negative) - sample.federated.not_exhaustive
+            result[own] |= np.array([label not in judged for label in sample.pred_labels], dtype=bool)[:, None]
+    return result
 
 
 def _crowd_share(sample: Sample, readout: str, *, class_aware: bool) -> FloatArray:
@@ -140,42 +108,35 @@ def _crowd_share(sample: Sample, readout: str, *, class_aware: bool) -> FloatArr
     high = np.minimum(boxes[:, None, 2:], sample.crowd_boxes[None, :, 2:])
     overlap = np.prod(np.maximum(high - low, 0), axis=-1)
     if class_aware:
-        overlap = overlap * np.array([[p == c for c in sample.crowd_labels] for p in sample.pred_labels]).reshape(overlap.shape)
+        overlap = overlap * np.array([[p == c for c in sample.crowd_labels] for p in sample.pred_labels], dtype=bool)
     own = area(boxes)
     share = np.zeros(len(boxes))
     np.divide(overlap.max(axis=1, initial=0), own, out=share, where=own > 0)
     return share
 
 
-def _same_label(sample: Sample) -> NDArray[np.bool_]:
-    pairs = [[p == t for t in sample.true_labels] for p in sample.pred_labels]
-    return np.array(pairs, dtype=np.bool_).reshape(len(sample.pred_labels), len(sample.true_labels))
-
-
-def _count_labels(counts: MatchCounts, sample: Sample) -> None:
-    for label in sample.true_labels:
-        counts.class_true[label] = counts.class_true.get(label, 0) + 1
-    for label in sample.pred_labels:
-        counts.class_predicted.setdefault(label, np.zeros(len(THRESHOLDS), dtype=np.int64))
-        counts.class_predicted[label] += 1
-    for label in (*sample.true_labels, *sample.pred_labels):
-        counts.class_tp.setdefault(label, np.zeros(len(THRESHOLDS), dtype=np.int64))
-
-
 def micro_metrics(counts: MatchCounts) -> dict[str, float | None]:
     """``{f1,precision,recall}.{50,75,90,95,mean}`` over all boxes of all images.
 
-    ``precision = tp / predicted``, ``recall = tp / true``, ``f1 = 2 tp / (predicted + true)``. A number
-    whose denominator is 0 is None; so F1 is 0 without a match as long as there is a box on either side.
+    ``precision = tp / predicted``, ``recall = tp / true``, ``f1 = 2 tp / (predicted + true)``. Where there is nothing on
+    one side, what is 0/0 counts as 0: no prediction has precision 0, no true box has recall 0. Where there is nothing
+    on either side all three are None.
     """
     tp, predicted, true = counts.tp.sum(axis=0), counts.predicted.sum(axis=0), np.full(len(THRESHOLDS), counts.true.sum())
+    nothing = predicted + true == 0
     metrics: dict[str, float | None] = {}
     for name, numerator, denominator in (("f1", 2 * tp, predicted + true), ("precision", tp, predicted), ("recall", tp, true)):
-        values = np.divide(numerator, denominator, out=np.full(len(THRESHOLDS), np.nan), where=denominator > 0)
+        values = np.divide(numerator, denominator, out=np.zeros(len(THRESHOLDS)), where=denominator > 0)
         for key, index in REPORTED.items():
-            metrics[f"{name}.{key}"] = None if denominator[index] == 0 else float(values[index])
-        metrics[f"{name}.mean"] = None if (denominator == 0).any() else float(values.mean())
+            metrics[f"{name}.{key}"] = None if nothing[index] else float(values[index])
+        metrics[f"{name}.mean"] = None if nothing.any() else float(values.mean())
     return metrics
+
+
+def class_f1(counts: MatchCounts) -> dict[str, FloatArray]:
+    """F1 ``[T]`` of every class of the ground truth; 0 for one without predictions."""
+    none = np.zeros(len(THRESHOLDS), dtype=np.int64)
+    return {label: 2 * counts.class_tp[label] / (n + counts.class_predicted.get(label, none)) for label, n in counts.class_true.items()}
 
 
 def macro_metrics(counts: MatchCounts) -> dict[str, float | None]:
@@ -186,62 +147,39 @@ def macro_metrics(counts: MatchCounts) -> dict[str, float | None]:
     """
     if not counts.class_true:
         return {f"macro_f1.{key}": None for key in (*REPORTED, "mean")}
-    none = np.zeros(len(THRESHOLDS), dtype=np.int64)
-    by_class = [2 * counts.class_tp[label] / (n + counts.class_predicted.get(label, none)) for label, n in counts.class_true.items()]
-    values = np.mean(by_class, axis=0)
+    values = np.mean(list(class_f1(counts).values()), axis=0)
     metrics: dict[str, float | None] = {f"macro_f1.{key}": float(values[index]) for key, index in REPORTED.items()}
     metrics["macro_f1.mean"] = float(values.mean())
     return metrics
 
 
-def coco_metrics(samples: Sequence[Sample], mode: Literal["constant", "file"]) -> dict[str, float | None]:
-    """COCO box metrics of ``bbox_2d`` as it stands: ``ap``, ``ap50`` .. ``ar100``; None where COCO says -1.
+def micro_ratio(counts: MatchCounts, name: str, *, first_only: bool = False) -> Ratio:
+    """The statistic behind ``<name>.50`` (``first_only``) or ``<name>.mean``, by image: ``f1``, ``precision`` or ``recall``."""
+    kept = slice(0, 1) if first_only else slice(None)
+    tp, predicted = counts.tp[:, kept].astype(np.float64), counts.predicted[:, kept].astype(np.float64)
+    true = np.repeat(counts.true[:, None], tp.shape[1], axis=1).astype(np.float64)
+    numerator, denominator = {"f1": (2 * tp, predicted + true), "precision": (tp, predicted), "recall": (tp, true)}[name]
+    return Ratio(numerator, denominator)
 
-    ``constant`` gives every box the score 1.0: the ranking is then the order of the file (the library sorts
-    stably), and the number is no match for a detector's AP. ``file`` takes the scores as they stand. Object
-    areas are box areas; classes are descriptions; at most 100 boxes an image count.
 
-    The engine is hotcoco 1.3: equal to pycocotools to the last bit on random data with ties, empty images
-    and classes without predictions, and 0.05 s against 2.3 s (faster-coco-eval: 0.3 s) for 500 images of
-    20 boxes in 80 classes on two cores.
+def macro_ratio(counts: MatchCounts, flat: Flat) -> Ratio | None:
+    """The statistic behind ``macro_f1.50``, by image and class; a class takes part in the resamples that hold a true box of it.
 
-    Raises:
-        ValueError: mode ``file`` where a sample has boxes without scores.
+    None where the table of images by classes would be too large, and without a true box.
     """
-    labels = sorted({label for s in samples for label in (*s.true_labels, *s.crowd_labels, *s.pred_labels)})
-    category = {label: number for number, label in enumerate(labels, start=1)}
-    annotations: list[dict[str, Any]] = []
-    detections: list[dict[str, Any]] = []
-    for number, sample in enumerate(samples, start=1):
-        for crowd, names, boxes in ((0, sample.true_labels, sample.true_boxes), (1, sample.crowd_labels, sample.crowd_boxes)):
-            truth = _coco_boxes(number, names, boxes, category)
-            for entry, size in zip(truth, area(boxes), strict=True):
-                annotations.append({**entry, "id": len(annotations) + 1, "area": float(size), "iscrowd": crowd})
-        if mode == "file" and sample.scores is None and sample.pred_labels:
-            raise ValueError(f"image {sample.image_id!r} has boxes without scores")
-        scores = np.ones(len(sample.pred_labels)) if mode == "constant" or sample.scores is None else sample.scores
-        found = _coco_boxes(number, sample.pred_labels, sample.pred_boxes[FILE_READOUT], category)
-        detections.extend({**entry, "score": float(score)} for entry, score in zip(found, scores, strict=True))
-    truth_set = COCO(
-        {
-            "images": [{"id": i, "width": s.width, "height": s.height} for i, s in enumerate(samples, start=1)],
-            "categories": [{"id": number, "name": label} for label, number in category.items()],
-            "annotations": annotations,
-        }
-    )
-    evaluation = COCOeval(truth_set, truth_set.load_res(detections), "bbox")
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summary_lines()  # summarize() without its printing
-    values = evaluation.get_results()
-    # COCO writes -1 where there is nothing to measure.
-    return {key: None if values[name] < 0 else float(values[name]) for key, name in COCO_KEYS.items()}
+    classes = np.flatnonzero(np.bincount(flat.true_label, minlength=len(flat.labels)))
+    if not classes.size or flat.images * classes.size > _MACRO_CELLS:
+        return None
+    column = np.full(len(flat.labels), -1, dtype=np.int64)
+    column[classes] = np.arange(classes.size)
 
+    def table(image: IntArray, label: IntArray) -> FloatArray:
+        own = column[label] >= 0
+        cells = image[own] * classes.size + column[label[own]]
+        return np.bincount(cells, minlength=flat.images * classes.size).reshape(flat.images, classes.size).astype(np.float64)
 
-def _coco_boxes(image: int, labels: Sequence[str], boxes: FloatArray, category: dict[str, int]) -> list[dict[str, Any]]:
-    """Entries with xywh boxes. A reversed box has no extent, as in :func:`coordexp.boxes.area`: it matches nothing."""
-    sizes = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
-    return [
-        {"image_id": image, "category_id": category[label], "bbox": [*map(float, box[:2]), *map(float, size)]}
-        for label, box, size in zip(labels, boxes, sizes, strict=True)
-    ]
+    true = table(flat.true_image, flat.true_label)
+    kept = np.ones(len(flat.pred_image), dtype=bool) if counts.ignored is None else ~counts.ignored[:, 0]
+    predicted = table(flat.pred_image[kept], flat.pred_label[kept])
+    pairs = counts.pairs[0][1]
+    return Ratio(2 * table(flat.true_image[pairs], flat.true_label[pairs]), predicted + true, present=true)

@@ -9,9 +9,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from coordexp.boxes import iou_matrix
 from coordexp.codec import CoordCodec
-from coordexp.evaluate.detection import FILE_READOUT, FloatArray, Sample, match
+from coordexp.evaluate.buckets import BIN_SIZES, COCO_SIZES, sides_bins, sides_px
+from coordexp.evaluate.matching import candidates, match_all
+from coordexp.evaluate.samples import FILE_READOUT, FloatArray, Sample, flatten
 
 SLOTS: Final[tuple[str, ...]] = ("x1", "y1", "x2", "y2")
 MATCH_THRESHOLD: Final = 0.5
@@ -19,11 +20,16 @@ MATCH_THRESHOLD: Final = 0.5
 
 @dataclass(frozen=True)
 class EdgeErrors:
-    """Signed errors, predicted minus true, of P matched pairs: ``bins [P, 4]``, ``px [P, 4]``; ``image [P]`` is the sample's index."""
+    """Signed errors, predicted minus true, of P matched pairs: ``bins [P, 4]``, ``px [P, 4]``; ``image [P]`` is the sample's index.
+
+    ``side_px`` and ``side_bins [P]`` are the sizes of the true boxes, see :mod:`coordexp.evaluate.buckets`.
+    """
 
     bins: FloatArray
     px: FloatArray
     image: NDArray[np.int64]
+    side_px: FloatArray
+    side_bins: FloatArray
 
 
 def matched_pairs(samples: Sequence[Sample]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -32,7 +38,14 @@ def matched_pairs(samples: Sequence[Sample]) -> list[tuple[NDArray[np.int64], ND
     Class-agnostic at ``IoU >= .5`` on ``bbox_2d`` as it stands, whatever the readout, so that all readouts
     are compared on the same pairs.
     """
-    return [match(iou_matrix(s.pred_boxes[FILE_READOUT], s.true_boxes), MATCH_THRESHOLD) for s in samples]
+    flat = flatten(samples, FILE_READOUT)
+    pred, true = match_all(candidates(flat), flat, MATCH_THRESHOLD)
+    order = np.argsort(pred)
+    pred, true = pred[order], true[order]
+    image = flat.pred_image[pred]
+    pred_start, true_start = (np.searchsorted(of, np.arange(flat.images)) for of in (flat.pred_image, flat.true_image))
+    ends = np.searchsorted(image, np.arange(1, flat.images))
+    return list(zip(np.split(pred - pred_start[image], ends), np.split(true - true_start[image], ends), strict=True))
 
 
 def edge_errors(
@@ -42,29 +55,39 @@ def edge_errors(
     codec: CoordCodec,
 ) -> EdgeErrors:
     """Errors of every matched pair under a readout. A bin is that of ``codec``: ``side / codec.scale`` pixels."""
-    px, bins, image = [np.zeros((0, 4))], [np.zeros((0, 4))], [np.zeros(0, dtype=np.int64)]
-    for i, (sample, (predicted, true)) in enumerate(zip(samples, pairs, strict=True)):
-        sides = np.array([sample.width, sample.height, sample.width, sample.height], dtype=np.float64)
-        found, truth = sample.pred_boxes[readout][predicted], sample.true_boxes[true]
-        px.append(found - truth)
-        bins.append(np.asarray(codec.to_bin(found, sides)) - np.asarray(codec.to_bin(truth, sides)))
-        image.append(np.full(len(predicted), i, dtype=np.int64))
-    return EdgeErrors(np.concatenate(bins), np.concatenate(px), np.concatenate(image))
+    none = np.zeros((0, 4))
+    found = np.concatenate([none, *(s.pred_boxes[readout][p] for s, (p, _) in zip(samples, pairs, strict=True))])
+    truth = np.concatenate([none, *(s.true_boxes[t] for s, (_, t) in zip(samples, pairs, strict=True))])
+    image = np.repeat(np.arange(len(samples), dtype=np.int64), [len(p) for p, _ in pairs])
+    sides = np.array([[s.width, s.height, s.width, s.height] for s in samples], dtype=np.float64).reshape(-1, 4)[image]
+    bins = np.asarray(codec.to_bin(found, sides)) - np.asarray(codec.to_bin(truth, sides))
+    return EdgeErrors(bins, found - truth, image, sides_px(truth), sides_bins(truth, image, samples, codec))
 
 
-def localisation_metrics(errors: EdgeErrors) -> dict[str, float | None]:
-    """``{x1,y1,x2,y2,all}.{mean,median,p90}_{bins,px}`` of the absolute error, and ``all.signed_bias_bins``.
+def localisation_metrics(errors: EdgeErrors) -> dict[str, float | int | None]:
+    """``{x1,y1,x2,y2,all}.{mean,median,p90}_{bins,px}`` of the absolute error and ``.signed_bias_{bins,px}``; by size.
 
     ``all`` pools the four slots. The signed bias is the mean of predicted minus true: away from 0 it points
-    to a convention fault. All are None without a matched pair. ``p90`` interpolates linearly.
+    to a convention fault, in one slot alone to a fault of that edge. ``size.<small,medium,large>`` and ``bins.<0-8, ...>`` hold
+    ``mean_bins``, ``mean_px``, ``signed_bias_bins`` and ``n`` by the size of the true box. Without a pair all are None (n is 0).
+    ``p90`` interpolates linearly.
     """
-    metrics: dict[str, float | None] = {}
+    metrics: dict[str, float | int | None] = {}
     for unit, values in (("bins", errors.bins), ("px", errors.px)):
         for slot in (*SLOTS, "all"):
-            chosen = np.abs(values if slot == "all" else values[:, SLOTS.index(slot)]).ravel()
+            signed = (values if slot == "all" else values[:, SLOTS.index(slot)]).ravel()
+            chosen = np.abs(signed)
             some = chosen.size > 0
             metrics[f"{slot}.mean_{unit}"] = float(chosen.mean()) if some else None
             metrics[f"{slot}.median_{unit}"] = float(np.median(chosen)) if some else None
             metrics[f"{slot}.p90_{unit}"] = float(np.percentile(chosen, 90)) if some else None
-    metrics["all.signed_bias_bins"] = float(errors.bins.mean()) if errors.bins.size else None
+            metrics[f"{slot}.signed_bias_{unit}"] = float(signed.mean()) if some else None
+    for kind, buckets, side in (("size", COCO_SIZES, errors.side_px), ("bins", BIN_SIZES, errors.side_bins)):
+        for name, low, high in buckets:
+            own = (side >= low) & (side < high)
+            some = bool(own.any())
+            metrics[f"{kind}.{name}.mean_bins"] = float(np.abs(errors.bins[own]).mean()) if some else None
+            metrics[f"{kind}.{name}.mean_px"] = float(np.abs(errors.px[own]).mean()) if some else None
+            metrics[f"{kind}.{name}.signed_bias_bins"] = float(errors.bins[own].mean()) if some else None
+            metrics[f"{kind}.{name}.n"] = int(own.sum())
     return metrics

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from coordexp.boxes import bounding_box
 from coordexp.errors import DataError
+from coordexp.grammar import GEOMETRIES, Geometry
 
 # The keys of ``distribution.READOUTS``, repeated because that module imports torch; a test holds the two together.
 READOUT_NAMES: Final[tuple[str, ...]] = ("argmax", "expectation", "median", "topk_mean", "window", "auto")
@@ -17,8 +19,9 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class PredictedObject:
-    """One predicted box. ``box`` is ``bbox_2d`` as it stands; ``readouts`` are other readings of the same four slots.
+    """One predicted object. ``box`` is ``bbox_2d`` as it stands; ``readouts`` are other readings of the same four slots.
 
+    Of a polygon or a point (``geometry``, ``values`` as written) ``box`` is the bounding box; a point's overlaps with nothing.
     All boxes are ``(x1, y1, x2, y2)`` in pixels and finite. They may be reversed or lie outside the image
     (a refined edge can cross its partner); such a box overlaps with nothing, and counts as a false positive.
     """
@@ -27,6 +30,8 @@ class PredictedObject:
     box: Box
     score: float | None
     readouts: dict[str, Box]
+    geometry: Geometry = "bbox_2d"
+    values: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -147,9 +152,12 @@ class _Row:
     def object(self, field: str, item: Any) -> PredictedObject:
         if not isinstance(item, dict):
             self.fail(field, "a JSON object", item)
-        for name in ("desc", "bbox_2d"):
+        present = [name for name in GEOMETRIES if name in item]
+        for name in ("desc",) if present else ("desc", "bbox_2d"):
             if name not in item:
                 self.fail(f"{field}.{name}", "the field to be present", sorted(item))
+        if len(present) > 1:
+            self.fail(field, f"one of {', '.join(GEOMETRIES)}", present)
         desc = item["desc"]
         if not isinstance(desc, str):
             self.fail(f"{field}.desc", "a string", desc)
@@ -160,12 +168,25 @@ class _Row:
             if name not in READOUT_NAMES:
                 self.fail(f"{field}.readouts", f"names among {', '.join(READOUT_NAMES)}", name)
         score = item.get("score")
+        geometry = present[0]
+        values = self.values(geometry, f"{field}.{geometry}", item[geometry])
         return PredictedObject(
             desc=desc,
-            box=self.box(f"{field}.bbox_2d", item["bbox_2d"]),
+            box=(values[0], values[1], values[2], values[3]) if geometry == "bbox_2d" else bounding_box(values),
             score=None if score is None else self.number(f"{field}.score", score),
             readouts={name: self.box(f"{field}.readouts.{name}", box) for name, box in readouts.items()},
+            geometry=geometry,
+            values=values,
         )
+
+    def values(self, geometry: Geometry, field: str, value: Any) -> tuple[float, ...]:
+        if geometry == "bbox_2d":
+            return self.box(field, value)
+        if geometry == "point_2d" and (not isinstance(value, list) or len(value) != 2):
+            self.fail(field, "2 numbers [x, y]", value)
+        if not isinstance(value, list) or (geometry == "poly" and (len(value) < 6 or len(value) % 2)):
+            self.fail(field, "at least 3 points [x1, y1, ...]", value)
+        return tuple(self.number(field, v) for v in value)
 
     def box(self, field: str, value: Any) -> Box:
         if not isinstance(value, list) or len(value) != 4:

@@ -1,10 +1,9 @@
-"""From two files to ``results.json``: join, compute, write; and the few rows a person reads first."""
+"""From two files to ``results.json``, ``per_image.jsonl`` and ``table.md``: join, compute, write."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,88 +11,86 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 import coordexp
-from coordexp.boxes import as_boxes, bounding_box
 from coordexp.codec import CONVENTIONS, CoordCodec
-from coordexp.data.records import Record, RecordObject, read_records
-from coordexp.errors import ComparisonError, ConfigError
+from coordexp.data.records import Record, read_records, write_records
+from coordexp.data.staging import atomic_text
+from coordexp.errors import ConfigError
 from coordexp.evaluate.bootstrap import Ratio, intervals
-from coordexp.evaluate.detection import (
-    FILE_READOUT,
-    FloatArray,
-    MatchCounts,
-    Sample,
-    coco_metrics,
-    count_matches,
-    macro_metrics,
-    micro_metrics,
-)
-from coordexp.evaluate.health import health_metrics
-from coordexp.evaluate.localisation import EdgeErrors, edge_errors, localisation_metrics, matched_pairs
+from coordexp.evaluate.grounding import Scores, Task, find_task, grounding_scores, pointing_scores
+from coordexp.evaluate.health import health_metrics, repeats
 from coordexp.evaluate.options import EvaluateOptions
 from coordexp.evaluate.predictions import READOUT_NAMES, Prediction, read_predictions
+from coordexp.evaluate.samples import FILE_READOUT, Sample, check_sizes, in_order, make_samples, normalise
+from coordexp.evaluate.scoring import Scored, score_boxes
+from coordexp.evaluate.semantic import Embed, nearest_names
+from coordexp.evaluate.summary import best_readout, headline, markdown
+
+__all__ = ["best_readout", "evaluate_files", "headline", "write_results"]
 
 SCHEMA: Final = 1
-READOUT_ORDER: Final[tuple[str, ...]] = (FILE_READOUT, *READOUT_NAMES)
 
 
 def evaluate_files(
-    predictions: Path, records: Path, options: EvaluateOptions, *, out: Path | None, convention: str = "norm999"
+    predictions: Path,
+    records: Path,
+    options: EvaluateOptions,
+    *,
+    out: Path | None,
+    convention: str = "norm999",
+    embed: Embed | None = None,
 ) -> dict[str, Any]:
     """Evaluate a predictions file against a records file; needs no image file.
 
     Returns the flat results: dotted metric keys, ``intervals.<key>`` for the headline numbers (absent with
-    ``options.bootstrap == 0`` and where the interval is undefined), ``schema``, and the nested ``counts`` and
-    ``provenance``. Numbers are not rounded; what is undefined is None (null). A row with an ``error`` takes
-    part as an image without boxes. With ``out`` the same is written there as JSON, atomically.
-    ``convention`` names the bins of the localisation errors.
+    ``options.bootstrap == 0`` and where the interval is undefined), ``schema``, ``task``, and the nested ``counts``, ``per_class``,
+    ``notes`` and ``provenance``. Numbers are not rounded; what is undefined is None (null). A row with an ``error`` takes
+    part as an image without boxes. The task follows from the records, see :func:`coordexp.evaluate.grounding.find_task`.
+    In the folder ``out`` the same is written as ``results.json``, one row an image as ``per_image.jsonl`` and tables for a
+    person as ``table.md``, each atomically. ``convention`` names the bins of the localisation errors.
 
     Raises:
         DataError: a file that cannot be read.
         ComparisonError: files that do not fit together: other images, sizes, or truth that is not boxes.
-        ConfigError: an unknown convention.
+        ConfigError: an unknown convention, or semantic matching without ``embed``.
     """
     if convention not in CONVENTIONS:
         raise ConfigError(f"unknown coordinate convention {convention!r}: choose one of {', '.join(CONVENTIONS)}")
+    if options.match == "semantic" and embed is None:
+        raise ConfigError("semantic matching needs a text model: name its folder")
     codec = CoordCodec(CONVENTIONS[convention].bins, convention)
     rows, truth = read_predictions(predictions), read_records(records, check_images=False).records
-    rows = _ordered(rows, truth, predictions, records)
+    rows = in_order(rows, truth, predictions, records)
+    check_sizes(rows, truth)
+    task, reason = find_task(rows, truth)
     # The reader has checked that every object of the file has the same readouts.
     named = next((row.objects[0].readouts for row in rows if row.objects), {})
-    readouts = [name for name in READOUT_NAMES if name in named]
-    samples = [_sample(row, record, readouts) for row, record in zip(rows, truth, strict=True)]
-    results: dict[str, Any] = {"schema": SCHEMA}
-    statistics = _score(samples, rows, [FILE_READOUT, *readouts], codec, results)
+    readouts = [FILE_READOUT, *(name for name in READOUT_NAMES if name in named)]
+    results: dict[str, Any] = {"schema": SCHEMA, "task": task}
+    notes = [reason]
+    renamed = _renamed(rows, truth, options, embed)
+    samples: list[Sample] = []
+    scored: Scored | None = None
+    if task != "pointing":
+        samples = make_samples(rows, truth, readouts[1:], lambda desc: renamed.get(normalise(desc), normalise(desc)))
+        scored = score_boxes(samples, readouts, codec, options, predictions, results)
+        notes += scored.notes
+    referred = _referred(task, rows, truth, readouts, results)
+    statistics = ({} if scored is None else scored.statistics) | ({} if referred is None else referred.statistics)
     if options.bootstrap:
-        found = intervals(statistics, resamples=options.bootstrap, seed=options.seed)
+        found = intervals(statistics, resamples=options.bootstrap, seed=options.seed) | ({} if scored is None else scored.intervals)
         results.update({f"intervals.{key}": list(bounds) for key, bounds in found.items() if bounds is not None})
-    results["counts"] = {
-        "original": len(truth),
-        "effective": len(samples),
-        "failed": sum(row.error is not None for row in rows),
-        "true_boxes": sum(len(s.true_labels) for s in samples),
-        "crowd_regions": sum(len(s.crowd_labels) for s in samples),
-        "predicted_boxes": sum(len(s.pred_labels) for s in samples),
-        "classes": len({label for s in samples for label in s.true_labels}),
-    }
-    results["provenance"] = {
-        "predictions": predictions.name,
-        "predictions_sha256": _sha256(predictions),
-        "records": records.name,
-        "records_sha256": _sha256(records),
-        "score_source": next((row.score_source for row in rows if row.objects), None),
-        "convention": convention,
-        "options": asdict(options),
-        "versions": {
-            "coordexp": coordexp.__version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("numpy", "scipy", "hotcoco")},
-        },
-    }
+    results.update({f"health.{key}": value for key, value in health_metrics(rows, samples).items()})
+    results["counts"] = _counts(rows, truth, samples)
+    if renamed:
+        results["renamed"] = renamed
+    results["notes"] = notes
+    results["provenance"] = _provenance(predictions, records, rows, options, convention)
     if out is not None:
-        write_results(results, out)
+        write_results(results, out / "results.json")
+        write_records(out / "per_image.jsonl", _per_image(rows, samples, scored, referred))
+        with atomic_text(out / "table.md") as file:
+            file.write(markdown(results))
     return results
 
 
@@ -104,148 +101,73 @@ def write_results(results: dict[str, Any], path: Path) -> None:
         ValueError: a number that JSON has no form for (NaN, infinity).
     """
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_text(path) as file:
+        file.write(text)
 
 
-def best_readout(results: dict[str, Any]) -> str:
-    """The readout with the highest class-agnostic F1 at IoU .5; the earlier of ``file``, ``argmax``, ... on a tie.
-
-    Chosen on the very images it is reported on, so slightly optimistic.
-    """
-    scores = {name: results[key] for name in READOUT_ORDER if (key := f"detection.{name}.agnostic.f1.50") in results}
-    defined = {name: score for name, score in scores.items() if score is not None}
-    return max(defined, key=lambda name: defined[name]) if defined else FILE_READOUT
+def _renamed(rows: Sequence[Prediction], truth: Sequence[Record], options: EvaluateOptions, embed: Embed | None) -> dict[str, str]:
+    if options.match == "exact" or embed is None:
+        return {}
+    predicted = {item.desc for row in rows for item in row.objects}
+    return nearest_names(predicted, {item.desc for r in truth for item in r.objects}, embed, similarity=options.match_similarity)
 
 
-def headline(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """Rows for a person: name, and value with its 95 % interval, for the best readout. None reads ``undefined``."""
-    best = best_readout(results)
-    wanted = [
-        (f"F1@.5 class-agnostic ({best})", f"detection.{best}.agnostic.f1.50", 3),
-        (f"F1@.5:.95 class-agnostic ({best})", f"detection.{best}.agnostic.f1.mean", 3),
-        (f"F1@.5 class-aware ({best})", f"detection.{best}.aware.f1.50", 3),
-        (f"F1@.5:.95 class-aware ({best})", f"detection.{best}.aware.f1.mean", 3),
-        (f"macro F1@.5 class-aware ({best})", f"detection.{best}.aware.macro_f1.50", 3),
-        ("COCO AP, constant score", "coco.constant.ap", 3),
-        ("COCO AP, scores of the file", "coco.file.ap", 3),
-        (f"edge error of matched boxes, bins ({best})", f"localisation.{best}.all.mean_bins", 2),
-        (f"edge error of matched boxes, pixels ({best})", f"localisation.{best}.all.mean_px", 2),
-        ("answers read without a problem", "health.parse_rate", 3),
-        ("duplicate boxes", "health.duplicate_rate", 3),
-        ("boxes per image", "health.boxes_per_image", 2),
-        ("true boxes per image", "health.true_boxes_per_image", 2),
-    ]
-    counts = results["counts"]
-    rows = [("images", f"{counts['effective']} of {counts['original']}")]
-    rows.extend((name, _format(results, key, digits)) for name, key, digits in wanted if key in results)
-    return rows
+def _referred(
+    task: Task, rows: Sequence[Prediction], truth: Sequence[Record], readouts: Sequence[str], results: dict[str, Any]
+) -> Scores | None:
+    if task == "detection":
+        return None
+    found = pointing_scores(rows, truth) if task == "pointing" else grounding_scores(rows, truth, readouts)
+    results.update({f"{task}.{key}": value for key, value in found.metrics.items()})
+    named: dict[str, Ratio] = {f"{task}.{key}": value for key, value in found.statistics.items()}
+    return Scores(found.metrics, named, found.images)
 
 
-def _format(results: dict[str, Any], key: str, digits: int) -> str:
-    if results[key] is None:
-        return "undefined"
-    text = f"{results[key]:.{digits}f}"
-    bounds = results.get(f"intervals.{key}")  # absent: no bootstrap, or undefined
-    return text if bounds is None else f"{text} [{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"
+def _counts(rows: Sequence[Prediction], truth: Sequence[Record], samples: Sequence[Sample]) -> dict[str, int]:
+    single = [item for record in truth for item in record.objects if not item.crowd]
+    return {
+        "original": len(truth),
+        "effective": len(rows),
+        "failed": sum(row.error is not None for row in rows),
+        "true_boxes": len(single),
+        "crowd_regions": sum(item.crowd for record in truth for item in record.objects),
+        "predicted_boxes": sum(len(row.objects) for row in rows),
+        "classes": len({label for s in samples for label in s.true_labels}) if samples else len({normalise(item.desc) for item in single}),
+    }
 
 
-def _score(
-    samples: Sequence[Sample], rows: Sequence[Prediction], readouts: Sequence[str], codec: CoordCodec, results: dict[str, Any]
-) -> dict[str, Ratio]:
-    """Put every metric into ``results``; return the statistics that get an interval."""
-    statistics: dict[str, Ratio] = {}
-    for readout in readouts:
-        for mode in ("aware", "agnostic"):
-            prefix = f"detection.{readout}.{mode}"
-            counts = count_matches(samples, readout, class_aware=mode == "aware")
-            metrics = micro_metrics(counts) | (macro_metrics(counts) if mode == "aware" else {})
-            results.update({f"{prefix}.{key}": value for key, value in metrics.items()})
-            statistics.update({f"{prefix}.f1.50": _f1_ratio(counts, first_only=True), f"{prefix}.f1.mean": _f1_ratio(counts)})
-    results.update({f"coco.constant.{key}": value for key, value in coco_metrics(samples, "constant").items()})
-    if any(s.scores is not None for s in samples):
-        results.update({f"coco.file.{key}": value for key, value in coco_metrics(samples, "file").items()})
-    pairs = matched_pairs(samples)
-    for readout in readouts:
-        prefix = f"localisation.{readout}"
-        errors = edge_errors(samples, pairs, readout, codec)
-        results.update({f"{prefix}.{key}": value for key, value in localisation_metrics(errors).items()})
-        statistics[f"{prefix}.all.mean_bins"] = _error_ratio(errors, np.abs(errors.bins), len(samples))
-        statistics[f"{prefix}.all.mean_px"] = _error_ratio(errors, np.abs(errors.px), len(samples))
-        statistics[f"{prefix}.all.signed_bias_bins"] = _error_ratio(errors, errors.bins, len(samples))
-    results["localisation.matched"] = sum(len(predicted) for predicted, _ in pairs)
-    results.update({f"health.{key}": value for key, value in health_metrics(rows, samples).items()})
-    return statistics
+def _per_image(
+    rows: Sequence[Prediction], samples: Sequence[Sample], scored: Scored | None, referred: Scores | None
+) -> list[dict[str, Any]]:
+    found = []
+    again = repeats(samples)[0].tolist()
+    for i, row in enumerate(rows):
+        entry: dict[str, Any] = {"image_id": row.image_id, "predicted": len(row.objects)}
+        if scored is not None:
+            entry |= {"true": len(samples[i].true_labels), **scored.image(i), "duplicates": again[i]}
+        if referred is not None:
+            entry |= referred.images[i]
+        found.append(entry | {"problems": row.problems, "error": row.error})
+    return found
 
 
-def _f1_ratio(counts: MatchCounts, *, first_only: bool = False) -> Ratio:
-    numerator = np.asarray(2 * (counts.tp[:, :1] if first_only else counts.tp), dtype=np.float64)
-    boxes = np.asarray(counts.predicted + counts.true[:, None], dtype=np.float64)
-    return Ratio(numerator, boxes[:, : numerator.shape[1]])
-
-
-def _error_ratio(errors: EdgeErrors, values: FloatArray, images: int) -> Ratio:
-    sums = np.asarray(np.bincount(errors.image, weights=values.sum(axis=1), minlength=images), dtype=np.float64)
-    edges = np.asarray(4 * np.bincount(errors.image, minlength=images), dtype=np.float64)
-    return Ratio(sums[:, None], edges[:, None])
-
-
-def _ordered(rows: list[Prediction], truth: Sequence[Record], predictions: Path, records: Path) -> list[Prediction]:
-    """Predictions in the order of the records.
-
-    Raises:
-        ComparisonError: the two files do not hold the same images.
-    """
-    by_id = {row.image_id: row for row in rows}
-    known = {record.image_id for record in truth}
-    unknown = [row for row in rows if row.image_id not in known]
-    if unknown:
-        raise ComparisonError(
-            f"{predictions.name}: {len(unknown)} of {len(rows)} predictions have no record in {records.name}, first "
-            f"{unknown[0].image_id!r} ({unknown[0].source}): evaluate against the records that were predicted"
-        )
-    missing = [record for record in truth if record.image_id not in by_id]
-    if missing:
-        raise ComparisonError(
-            f"{records.name}: {len(missing)} of {len(truth)} records have no prediction in {predictions.name}, first "
-            f"{missing[0].image_id!r} ({missing[0].source}): finish the prediction, or evaluate against the records that were predicted"
-        )
-    return [by_id[record.image_id] for record in truth]
-
-
-def _sample(row: Prediction, record: Record, readouts: Sequence[str]) -> Sample:
-    if (row.width, row.height) != (record.width, record.height):
-        raise ComparisonError(
-            f"{row.source}: image {row.image_id!r} is {row.width}x{row.height} in the predictions and {record.width}x{record.height} "
-            f"in the records ({record.source}): predict again from these records"
-        )
-    scored = bool(row.objects) and row.objects[0].score is not None
-    single = [(i, item) for i, item in enumerate(record.objects) if not item.crowd]
-    crowd = [item for item in record.objects if item.crowd]
-    boxes = {name: as_boxes([item.readouts[name] for item in row.objects]) for name in readouts}
-    return Sample(
-        image_id=row.image_id,
-        width=row.width,
-        height=row.height,
-        true_labels=tuple(item.desc for _, item in single),
-        true_boxes=as_boxes([_true_box(item, record, i) for i, item in single]),
-        pred_labels=tuple(item.desc for item in row.objects),
-        pred_boxes={FILE_READOUT: as_boxes([item.box for item in row.objects]), **boxes},
-        scores=np.array([item.score for item in row.objects], dtype=np.float64) if scored else None,
-        crowd_labels=tuple(item.desc for item in crowd),
-        crowd_boxes=as_boxes([bounding_box(item.values) for item in crowd]),
-    )
-
-
-def _true_box(item: RecordObject, record: Record, index: int) -> tuple[float, float, float, float]:
-    if item.geometry == "point_2d":
-        raise ComparisonError(f"{record.source}: objects[{index}] is a point_2d: boxes are evaluated, give records with bbox_2d or poly")
-    return bounding_box(item.values)
+def _provenance(predictions: Path, records: Path, rows: Sequence[Prediction], options: EvaluateOptions, convention: str) -> dict[str, Any]:
+    # The folder of the text model is a place on this machine; its name is enough.
+    chosen = asdict(options) | {"match_model": None if options.match_model is None else Path(options.match_model).name}
+    return {
+        "predictions": predictions.name,
+        "predictions_sha256": _sha256(predictions),
+        "records": records.name,
+        "records_sha256": _sha256(records),
+        "score_source": next((row.score_source for row in rows if row.objects), None),
+        "convention": convention,
+        "options": chosen,
+        "versions": {
+            "coordexp": coordexp.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("numpy", "scipy", "hotcoco")},
+        },
+    }
 
 
 def _sha256(path: Path) -> str:

@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from coordexp.data.staging import atomic_text
 from coordexp.errors import ConfigError, DataError
 
 Status = Literal["running", "complete", "failed", "interrupted"]
@@ -80,7 +81,8 @@ class RunDirectory:
             "notes": [],
         }
         run = cls(root, manifest)
-        write_text(root / "config.yaml", config_yaml)
+        with atomic_text(root / "config.yaml") as file:
+            file.write(config_yaml)
         run._save()
         return run
 
@@ -163,7 +165,8 @@ class RunDirectory:
 
     def _save(self) -> None:
         if self.writes:
-            write_text(self.path / MANIFEST, json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n")
+            with atomic_text(self.path / MANIFEST) as file:
+                file.write(json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n")
 
 
 def _as_typed(command: list[str]) -> list[str]:
@@ -216,16 +219,6 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in full or not at all: a neighbour is written, flushed to disk and renamed over it."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(partial, path)
 
 
 def file_sha256(path: Path) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from PIL import Image
 
@@ -16,7 +15,7 @@ from coordexp.boxes import bounding_box, iou_matrix
 from coordexp.data.drawing import caption, outline
 from coordexp.data.records import Record, open_image
 from coordexp.errors import DataError
-from coordexp.grammar import GEOMETRIES
+from coordexp.evaluate.predictions import Prediction
 
 MANY_OBJECTS: Final = 6
 _SMALL_SIDE: Final = 256
@@ -60,7 +59,7 @@ class Picture:
 
 
 def make_pictures(
-    records: Sequence[Record], predictions: Mapping[str, Mapping[str, Any]], *, byte_budget: int = 1_300_000
+    records: Sequence[Record], predictions: Mapping[str, Prediction], *, byte_budget: int = 1_300_000
 ) -> tuple[list[Picture], list[str]]:
     """A picture per record whose image can be opened, and one line for each that cannot.
 
@@ -79,7 +78,7 @@ def make_pictures(
     return pictures, problems
 
 
-def _picture(record: Record, image: Image.Image, prediction: Mapping[str, Any] | None, limit: int) -> Picture:
+def _picture(record: Record, image: Image.Image, prediction: Prediction | None, limit: int) -> Picture:
     true_objects = [(caption(o), o.geometry, list(o.values)) for o in record.objects]
     truths = [list(o.values) for o in record.objects if o.geometry == "bbox_2d" and not o.crowd]
     predicted_objects = _predicted_objects(prediction)
@@ -102,30 +101,19 @@ def _picture(record: Record, image: Image.Image, prediction: Mapping[str, Any] |
     )
 
 
-def _oddity(prediction: Mapping[str, Any] | None) -> str | None:
+def _oddity(prediction: Prediction | None) -> str | None:
     if prediction is None:
         return "no prediction for this image"
-    parts = [str(prediction["error"])] if prediction.get("error") else []
-    if prediction.get("truncated"):
+    parts = [prediction.error] if prediction.error else []
+    if prediction.truncated:
         parts.append("answer cut off at the token limit")
-    reasons = {k: v for k, v in (prediction.get("problems") or {}).items() if v and not (k == "truncated" and prediction.get("truncated"))}
+    reasons = {k: v for k, v in (prediction.problems or {}).items() if v and not (k == "truncated" and prediction.truncated)}
     parts += [f"{reason.replace('_', ' ')} ×{count}" for reason, count in reasons.items()]
     return "; ".join(parts) or None
 
 
-def _predicted_objects(prediction: Mapping[str, Any] | None) -> list[tuple[str, str, list[float]]]:
-    found = []
-    for item in (prediction or {}).get("objects", []):
-        for geometry in GEOMETRIES:
-            values = item.get(geometry)
-            if _drawable(geometry, values):
-                found.append((str(item.get("desc", "")), str(geometry), [float(v) for v in values]))
-    return found
-
-
-def _drawable(geometry: str, values: Any) -> bool:
-    numbers = isinstance(values, list) and bool(values) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
-    return numbers and (geometry != "bbox_2d" or len(values) == 4)
+def _predicted_objects(prediction: Prediction | None) -> list[tuple[str, str, list[float]]]:
+    return [] if prediction is None else [(item.desc, item.geometry, list(item.values)) for item in prediction.objects]
 
 
 def _shapes(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -11,11 +10,13 @@ import jinja2
 import yaml
 
 from coordexp.data.records import Record, read_records
+from coordexp.data.staging import atomic_text
 from coordexp.errors import CoordexpError, DataError
+from coordexp.evaluate.predictions import Prediction, read_predictions
 from coordexp.losses.objective import TERMS
 from coordexp.runs import charts, tables
 from coordexp.runs.logs import RunLog, read_log
-from coordexp.runs.manifest import MANIFEST, read_json_object, read_manifest, write_text
+from coordexp.runs.manifest import MANIFEST, read_json_object, read_manifest
 from coordexp.runs.options import ReportOptions
 from coordexp.runs.pictures import MANY_OBJECTS, make_pictures
 
@@ -42,8 +43,8 @@ def write_report(run_dir: Path, options: ReportOptions, *, out: Path | None = No
     if not run_dir.is_dir():
         raise DataError(f"{run_dir}: expected a run directory, found none")
     target = out or run_dir / "report.html"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_text(target, _render(_content(run_dir, options)))
+    with atomic_text(target) as file:
+        file.write(_render(_content(run_dir, options)))
     return target
 
 
@@ -93,7 +94,8 @@ def _content(run_dir: Path, options: ReportOptions) -> dict[str, Any]:
     config_text = parts.load("config.yaml", _read_text, None, "config.yaml is missing.")
     log = parts.load("logging.jsonl", read_log, RunLog(None, [], []), None)
     results = parts.load("results.json", read_json_object, empty, None)
-    predictions = parts.load("predictions.jsonl", read_predictions, empty, "predictions.jsonl is missing: no predicted boxes are shown.")
+    unpredicted: dict[str, Prediction] = {}
+    predictions = parts.load("predictions.jsonl", _predictions, unpredicted, "predictions.jsonl is missing: no predicted boxes are shown.")
     audit = parts.load("audit.json", read_json_object, empty, None)
     config = _config(config_text, parts)
     count = max(options.images, MIN_IMAGES)
@@ -155,29 +157,8 @@ def _records(path: Path, count: int) -> list[Record]:
     return list(read_records(path, on_invalid="skip", limit=count, check_images=False).records)
 
 
-def read_predictions(path: Path) -> dict[str, dict[str, Any]]:
-    """Rows of a predictions file by ``image_id``; the report needs no other check of them.
-
-    Raises:
-        DataError: a line that is not a JSON object with an ``image_id`` and a list ``objects``, as ``file:line``.
-    """
-    rows: dict[str, dict[str, Any]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}:{number}: expected one JSON object a line: {error}") from error
-        if not isinstance(row, dict) or "image_id" not in row:
-            raise DataError(f"{path}:{number}: image_id: expected a text, got none")
-        objects = row.get("objects", [])
-        if not isinstance(objects, list) or not all(isinstance(item, dict) for item in objects):
-            raise DataError(f"{path}:{number}: objects: expected a list of objects")
-        rows[str(row["image_id"])] = row
-    return rows
+def _predictions(path: Path) -> dict[str, Prediction]:
+    return {row.image_id: row for row in read_predictions(path)}
 
 
 def _no_pictures(records: list[Record], unopened: list[str]) -> str:

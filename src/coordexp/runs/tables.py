@@ -21,6 +21,21 @@ _COCO: Final = (
     ("ar10", "AR 10"),
     ("ar100", "AR 100"),
 )
+_LVIS: Final = (*_COCO[:6], ("apr", "AP rare"), ("apc", "AP common"), ("apf", "AP frequent"), ("ar300", "AR 300"))
+_TIDE: Final = (
+    ("dap.cls", "name"), ("dap.loc", "place"), ("dap.both", "both"), ("dap.dupe", "duplicate"),
+    ("dap.bkg", "nothing there"), ("dap.miss", "missed"),
+)  # fmt: skip
+_GROUNDING: Final = (("acc.50", "Acc .50"), ("acc.80", "Acc .80"), ("acc.90", "Acc .90"), ("mean_iou", "mean IoU"))
+_BUCKETS: Final = (
+    ("size.small", "small objects"),
+    ("size.medium", "medium objects"),
+    ("size.large", "large objects"),
+    ("crowding.1-5", "images of 1 to 5 objects"),
+    ("crowding.6-10", "images of 6 to 10"),
+    ("crowding.11-20", "images of 11 to 20"),
+    ("crowding.21+", "images of 21 and more"),
+)
 
 
 @dataclass(frozen=True)
@@ -102,14 +117,14 @@ def _number(value: object) -> float | None:
 
 
 def number(value: float | None, kind: str = "ratio") -> str:
-    """A number as text: ``ratio`` 3 decimals, ``percent`` 1, ``bins`` 1, ``px`` 2, ``count`` 1, ``plain`` 4 digits."""
+    """A number as text: ``ratio`` 3 decimals, ``percent`` 1, ``bins`` 1, ``px`` 2, ``count`` 1, ``whole`` 0, ``plain`` 4 digits."""
     if value is None or not math.isfinite(value):
         return NONE
     if kind == "percent":
         return f"{100 * value:.1f} %"
     if kind == "plain":
         return f"{value:.4g}"
-    return f"{value:.{ {'ratio': 3, 'bins': 1, 'px': 2, 'count': 1}[kind] }f}"
+    return f"{value:.{ {'ratio': 3, 'bins': 1, 'px': 2, 'count': 1, 'whole': 0}[kind] }f}"
 
 
 def readout_name(readout: str) -> str:
@@ -119,7 +134,9 @@ def readout_name(readout: str) -> str:
 
 def tiles(metrics: Metrics) -> list[Tile]:
     """The headline: F1@.5 without and with the name, localisation error, AP, parse rate."""
-    made = [_f1_tile(metrics, "agnostic", "any name"), _f1_tile(metrics, "aware", "right name too")]
+    made = _referred_tiles(metrics)
+    if metrics.readouts() or not made:
+        made += [_f1_tile(metrics, "agnostic", "any name"), _f1_tile(metrics, "aware", "right name too")]
     readout = metrics.best("localisation.{}.all.mean_bins", lowest=True)
     key = f"localisation.{readout}.all.mean_"
     details = [] if readout is None else [f"mean per edge of matched boxes, {readout_name(readout)}"]
@@ -129,9 +146,22 @@ def tiles(metrics: Metrics) -> list[Tile]:
     made.append(_tile(metrics, "Localisation error", key + "bins", "bins", "bins", "; ".join(details)))
     mode = "constant" if metrics.value("coco.file.ap") is None else "file"
     source = "every box scored 1" if mode == "constant" else "scores of the file"
-    made.append(_tile(metrics, "COCO AP", f"coco.{mode}.ap", "ratio", "", f"IoU .50 to .95, {source}"))
+    kind = "coco" if metrics.value(f"lvis.{mode}.ap") is None else "lvis"
+    made.append(_tile(metrics, f"{kind.upper()} AP", f"{kind}.{mode}.ap", "ratio", "", f"IoU .50 to .95, {source}"))
     made.append(_tile(metrics, "Parse rate", "health.parse_rate", "percent", "", "answers read without a problem"))
     return made
+
+
+def _referred_tiles(metrics: Metrics) -> list[Tile]:
+    """Of records with one referred object: the share of boxes or points that meet it."""
+    found = []
+    readout = metrics.best("grounding.{}.acc.50")
+    if readout is not None:
+        key = f"grounding.{readout}.acc.50"
+        found.append(_tile(metrics, "Grounding Acc .50", key, "ratio", "", f"IoU at least .50; {readout_name(readout)}"))
+    if metrics.value("pointing.acc") is not None:
+        found.append(_tile(metrics, "Pointing", "pointing.acc", "ratio", "", "points on the referred object"))
+    return found
 
 
 def _f1_tile(metrics: Metrics, naming: str, note: str) -> Tile:
@@ -163,22 +193,47 @@ def metric_tables(metrics: Metrics, preferred: str | None = None) -> list[Table]
         if key in shown
     ]
     coco = [(f"{mode} scores", tuple(metrics.cell(f"coco.{mode}.{key}") for key, _ in _COCO)) for mode in ("file", "constant")]
-    statistics = [(stat, unit) for unit in ("bins", "px") for stat in ("mean", "median", "p90")]
+    statistics = [*((stat, unit) for unit in ("bins", "px") for stat in ("mean", "median", "p90")), ("signed_bias", "bins")]
     errors = [
         (slot, tuple(metrics.cell(f"localisation.{choice}.{slot}.{stat}_{unit}", unit) for stat, unit in statistics))
         for slot in ("x1", "y1", "x2", "y2", "all")
     ]
+    names = [f"grounding.{r}" for r in names]
+    grounding = [(readout_name(n.partition(".")[2]), tuple(metrics.cell(f"{n}.{key}") for key, _ in _GROUNDING)) for n in names]
     tables = [
+        Table("Grounding of the referred object", tuple(label for _, label in _GROUNDING), _filled(grounding)),
         Table(f"Detection, {readout_name(choice)}", columns, _filled(detection)),
         Table("COCO average precision and recall", tuple(label for _, label in _COCO), _filled(coco)),
+        Table("LVIS average precision", tuple(label for _, label in _LVIS), _filled(_modes(metrics, "lvis", _LVIS))),
+        Table("AP .50 lost to each kind of error (TIDE)", tuple(label for _, label in _TIDE), _filled(_modes(metrics, "tide", _TIDE))),
+        Table("By size and crowding, right name too", ("F1 .50", "recall .50", "true boxes"), _buckets(metrics)),
         Table(
             f"Localisation error of matched boxes, {readout_name(choice)}",
-            ("mean, bins", "median, bins", "p90, bins", "mean, px", "median, px", "p90, px"),
+            ("mean, bins", "median, bins", "p90, bins", "mean, px", "median, px", "p90, px", "signed bias, bins"),
             _filled(errors),
+        ),
+        Table(
+            "True edges inside the model's central intervals, matched boxes",
+            ("50 %", "80 %", "90 %", "95 %"),
+            _filled([("share", tuple(metrics.cell(f"calibration.all.coverage_{level}") for level in (50, 80, 90, 95)))]),
         ),
         Table("Health of the answers", ("value",), _filled(_health(metrics))),
     ]
     return [table for table in tables if table.rows]
+
+
+def _modes(metrics: Metrics, kind: str, keys: tuple[tuple[str, str], ...]) -> list[tuple[str, tuple[Cell, ...]]]:
+    return [(f"{mode} scores", tuple(metrics.cell(f"{kind}.{mode}.{key}") for key, _ in keys)) for mode in ("file", "constant")]
+
+
+def _buckets(metrics: Metrics) -> tuple[tuple[str, tuple[Cell, ...]], ...]:
+    """Buckets with a true box in them."""
+    rows = []
+    for name, label in _BUCKETS:
+        key = f"buckets.aware.{name}"
+        if metrics.value(f"{key}.n"):
+            rows.append((label, (metrics.cell(f"{key}.f1.50"), metrics.cell(f"{key}.recall.50"), metrics.cell(f"{key}.n", "whole"))))
+    return tuple(rows)
 
 
 def _filled(rows: list[tuple[str, tuple[Cell, ...]]]) -> tuple[tuple[str, tuple[Cell, ...]], ...]:

@@ -1,0 +1,129 @@
+"""Time and memory of `coordexp evaluate` on random scenes, each round in a process of its own.
+
+    python benchmarks/bench_evaluate.py [--images 5000] [--boxes 20] [--readouts 0] [--profile]
+
+Reading both files, every metric and interval, and writing are all counted. The bar: 5,000 images of 20 boxes within 10 s on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import csv
+import datetime
+import json
+import os
+import platform
+import pstats
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results" / "evaluate.csv"
+READOUTS = ("argmax", "expectation", "median", "topk_mean", "window", "auto")
+
+
+def make(folder: Path, images: int, boxes: int, readouts: int) -> None:
+    """Records, and scored predictions near them: 10 % missed, 10 % named wrong, 10 % invented."""
+    rng = random.Random(0)
+    with (folder / "records.jsonl").open("w") as records, (folder / "predictions.jsonl").open("w") as predictions:
+        for i in range(images):
+            truth, found = [], []
+            for _ in range(boxes):
+                x, y = rng.uniform(0, 500), rng.uniform(0, 340)
+                box = [x, y, x + rng.uniform(8, 140), y + rng.uniform(8, 140)]
+                name = f"class {rng.randrange(80)}"
+                truth.append({"desc": name, "bbox_2d": box})
+                shift = 500.0 if rng.random() < 0.1 else 4.0
+                near = [max(0.0, v + rng.gauss(0, shift)) for v in box]
+                item = {"desc": name if rng.random() < 0.9 else "something", "bbox_2d": near, "score": rng.random()}
+                if readouts:
+                    item["readouts"] = {r: [v + rng.gauss(0, 1) for v in near] for r in READOUTS[:readouts]}
+                if rng.random() < 0.9:
+                    found.append(item)
+            head = {"image_id": str(i), "width": 640, "height": 480}
+            records.write(json.dumps({"images": [f"{i}.jpg"], **head, "objects": truth}) + "\n")
+            more = {"score_source": "random", "problems": {}, "error": None, "num_tokens": 400, "truncated": False}
+            predictions.write(json.dumps({**head, "objects": found, **more}) + "\n")
+
+
+def measure(folder: Path, profile: bool) -> None:
+    """Evaluate, and print seconds and peak memory: run in a fresh process."""
+    start = time.perf_counter()
+    from coordexp.evaluate.options import EvaluateOptions
+    from coordexp.evaluate.result import evaluate_files
+
+    watch = cProfile.Profile()
+    if profile:
+        watch.enable()
+    evaluate_files(folder / "predictions.jsonl", folder / "records.jsonl", EvaluateOptions(), out=folder / "out")
+    watch.disable()
+    seconds = time.perf_counter() - start
+    if profile:
+        pstats.Stats(watch, stream=sys.stderr).sort_stats("tottime").print_stats(25)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    print(json.dumps({"seconds": seconds, "cpu": usage.ru_utime + usage.ru_stime, "peak_mb": usage.ru_maxrss / 1024}))
+
+
+def main() -> None:
+    """Measure and append a row to the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--boxes", type=int, default=20)
+    parser.add_argument("--readouts", type=int, default=0, choices=range(len(READOUTS) + 1), help="readouts beside the boxes of the file")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--profile", action="store_true", help="one round under the profiler; nothing is written")
+    parser.add_argument("--no-save", action="store_true", help="print only")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        measure(options.measure, options.profile)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder), options.images, options.boxes, options.readouts)
+        command = [sys.executable, __file__, "--measure", folder, *(["--profile"] if options.profile else [])]
+        rounds = []
+        for _ in range(1 if options.profile else options.rounds):
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            rounds.append(json.loads(done.stdout.splitlines()[-1]))
+    seconds = [r["seconds"] for r in rounds]
+    cuts = statistics.quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else seconds * 9
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    row = {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit,
+        "images": options.images,
+        "boxes": options.boxes,
+        "readouts": options.readouts,
+        "n": len(seconds),
+        "p20_s": round(cuts[1], 2),
+        "p50_s": round(statistics.median(seconds), 2),
+        "p80_s": round(cuts[7], 2),
+        "cpu_p50_s": round(statistics.median(r["cpu"] for r in rounds), 2),
+        "peak_mb": round(max(r["peak_mb"] for r in rounds)),
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "numpy": version("numpy"),
+        "hotcoco": version("hotcoco"),
+    }
+    print(json.dumps(row))
+    if options.profile or options.no_save:
+        return
+    RESULTS.parent.mkdir(exist_ok=True)
+    fresh = not RESULTS.exists()
+    with RESULTS.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(row))
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""F1, precision and recall by the size of the object and by how crowded the image is, each with its n."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from coordexp.boxes import area
+from coordexp.codec import CoordCodec
+from coordexp.evaluate.detection import MatchCounts, micro_metrics
+from coordexp.evaluate.matching import THRESHOLDS
+from coordexp.evaluate.samples import BoolArray, Flat, FloatArray, IntArray, Sample
+
+# COCO's areas: small below 32 squared pixels, large from 96 squared on.
+COCO_SIZES: Final[tuple[tuple[str, float, float], ...]] = (("small", 0, 32), ("medium", 32, 96), ("large", 96, np.inf))
+BIN_SIZES: Final[tuple[tuple[str, float, float], ...]] = (
+    ("0-8", 0, 8), ("8-16", 8, 16), ("16-32", 16, 32), ("32-64", 32, 64), ("64-128", 64, 128), ("128+", 128, np.inf)
+)  # fmt: skip
+CROWDING: Final[tuple[tuple[str, int, int], ...]] = (("0", 0, 0), ("1-5", 1, 5), ("6-10", 6, 10), ("11-20", 11, 20), ("21+", 21, 10**9))
+SHOWN: Final = ("f1.50", "f1.mean", "precision.50", "recall.50")
+
+
+def sides_px(boxes: FloatArray) -> FloatArray:
+    """Side ``[N]`` of the square of the same area, in pixels."""
+    return np.asarray(np.sqrt(area(boxes)))
+
+
+def sides_bins(boxes: FloatArray, image: IntArray, samples: Sequence[Sample], codec: CoordCodec) -> FloatArray:
+    """Geometric mean ``[N]`` of width and height in bins of the image's sides."""
+    per_pixel = np.array([codec.scale / np.sqrt(s.width * s.height) for s in samples], dtype=np.float64)
+    return np.asarray(sides_px(boxes) * per_pixel[image])
+
+
+def bucket_metrics(counts: MatchCounts, flat: Flat, samples: Sequence[Sample], codec: CoordCodec) -> dict[str, float | int | None]:
+    """``{size,bins,crowding}.<bucket>.{f1.50,f1.mean,precision.50,recall.50,n}``; ``crowding`` has ``images`` too.
+
+    ``size``: the side ``sqrt(area)`` in pixels, small ``< 32 <=`` medium ``< 96 <=`` large. ``bins``: the same in bins of the
+    grid. A matched predicted box belongs to the bucket of its true box, any other to that of its own size; n is the number
+    of true boxes. ``crowding``: all boxes of the images with that many true boxes.
+    """
+    result: dict[str, float | int | None] = {}
+    sizes = (
+        ("size", COCO_SIZES, sides_px(flat.true_boxes), sides_px(flat.pred_boxes)),
+        (
+            "bins",
+            BIN_SIZES,
+            sides_bins(flat.true_boxes, flat.true_image, samples, codec),
+            sides_bins(flat.pred_boxes, flat.pred_image, samples, codec),
+        ),
+    )
+    for kind, buckets, true_side, pred_side in sizes:
+        for name, low, high in buckets:
+            true, pred = ((side >= low) & (side < high) for side in (true_side, pred_side))
+            values = micro_metrics(_within(counts, true, pred))
+            result |= {f"{kind}.{name}.{key}": values[key] for key in SHOWN} | {f"{kind}.{name}.n": int(true.sum())}
+    for name, least, most in CROWDING:
+        images = (counts.true >= least) & (counts.true <= most)
+        values = micro_metrics(MatchCounts(counts.tp[images], counts.predicted[images], counts.true[images]))
+        result |= {f"crowding.{name}.{key}": values[key] for key in SHOWN}
+        result |= {f"crowding.{name}.n": int(counts.true[images].sum()), f"crowding.{name}.images": int(images.sum())}
+    return result
+
+
+def _within(counts: MatchCounts, true: BoolArray, pred: BoolArray) -> MatchCounts:
+    """Counts over all images of one bucket; ``true [T]`` and ``pred [P]`` say which boxes have its size."""
+    tp, predicted = (np.zeros((1, len(THRESHOLDS)), dtype=np.int64) for _ in range(2))
+    for t, (pred_, true_) in enumerate(counts.pairs):
+        free = pred.copy() if counts.ignored is None else pred & ~counts.ignored[:, t]
+        free[pred_] = False
+        tp[0, t] = true[true_].sum()
+        predicted[0, t] = tp[0, t] + free.sum()
+    return MatchCounts(tp, predicted, np.array([true.sum()]))
