@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from tempfile import mkdtemp
 
+import transformers.trainer  # noqa: F401  (loaded once, before the forks)
 from safetensors import safe_open
 
+import coordexp.train.launch  # noqa: F401
+from coordexp.cli import main as cli
 from coordexp.errors import DataError
 from coordexp.runs.logs import read_log
 from coordexp.runs.manifest import read_manifest
@@ -30,18 +33,38 @@ from coordexp.runs.manifest import read_manifest
 EXPERIMENT = """
 data: {kind: synth, order: random, synth: {train: 22, val: 5, test: 2, side: 64}, packing: {enabled: PACKED, length: 250}}
 model: {tiny: {hidden_size: 48, num_layers: 2, num_heads: 4, num_key_value_heads: 2, intermediate_size: 64, vision_depth: 2,
-  vision_hidden_size: 32, vision_intermediate_size: 48, vision_heads: 2, max_pixels: 4096}}
+  vision_hidden_size: 32, vision_intermediate_size: 48, vision_heads: 2, max_pixels: 4096, bpe_size: 330}}
 train: {max_steps: STEPS, per_device_batch_size: 2, gradient_accumulation_steps: 2, warmup_steps: 3, logging_steps: 3, eval_steps: 8,
   save_steps: 5, probe_steps: 8, probe_samples: 2, save_best: coord_dist/crps, report_to: []}
 decode: {max_new_tokens: 8}
 """
 
 
-def command(experiment: Path, out: Path, *, resume: bool) -> list[str]:
-    """The training command."""
-    return [
-        sys.executable, "-m", "coordexp", "train", str(experiment), "--output-dir", str(out), *(["--resume"] if resume else []),
-    ]  # fmt: skip
+def start(experiment: Path, out: Path, *, resume: bool) -> int:
+    """Fork a process that runs ``coordexp train``, with the libraries already loaded; its id. What it says goes to ``OUT.log``."""
+    words = ["coordexp", "train", str(experiment), "--output-dir", str(out), *(["--resume"] if resume else [])]
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        log = os.open(out.with_name(out.name + ".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        sys.argv = words
+        cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def ended(child: int) -> int:
+    """Wait for a process; its exit code, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def same_weights(a: Path, b: Path) -> bool:
@@ -76,28 +99,37 @@ def readable(run: Path) -> list[str]:
 
 def killed(experiment: Path, out: Path, signum: int, moment: float, *, resume: bool) -> int:
     """Start, wait for the manifest and ``moment`` seconds more, kill; the exit code."""
-    process = subprocess.Popen(command(experiment, out, resume=resume), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (out / "manifest.json").is_file() and process.poll() is None:
-        time.sleep(0.01)
-    try:
-        process.wait(moment)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signum)
-    return process.wait()
+    child = start(experiment, out, resume=resume)
+    until = None
+    while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if until is None and (out / "manifest.json").is_file():
+            until = time.monotonic() + moment
+        if until is not None and time.monotonic() >= until:
+            os.kill(child, signum)
+            break
+        time.sleep(0.002)
+    return ended(child)
 
 
 def kill_once(experiment: Path, whole: Path, out: Path, *, seconds: float, rng: random.Random, signum: int, most: int) -> str:
     """One run, killed up to ``most`` times and then left to end; what went wrong, or nothing."""
-    for number in range(rng.randint(1, most)):
-        code = killed(experiment, out, signum, rng.uniform(0, seconds), resume=number > 0)
+    hits, wanted = 0, rng.randint(1, most)
+    while hits < wanted:
+        code = killed(experiment, out, signum, rng.uniform(0, seconds), resume=hits > 0)
         faults = readable(out)
         if faults:
-            return f"after kill {number + 1} (exit {code}): {'; '.join(faults)}"
-        if code == 0:
+            return f"after kill {hits + 1} (exit {code}): {'; '.join(faults)}"
+        if code:
+            hits += 1
+        elif hits:
             break
-    done = subprocess.run(command(experiment, out, resume=True), capture_output=True, text=True, check=False)
-    if done.returncode:
-        return f"resuming failed with {done.returncode}: {done.stderr.strip()[-300:]}"
+        else:
+            # It ended before its moment came: that was no kill. The machine is faster now than it was.
+            seconds *= 0.8
+            shutil.rmtree(out)
+    code = ended(start(experiment, out, resume=True))
+    if code:
+        return f"resuming failed with {code}: see {out.name}.log"
     if not same_weights(whole / "checkpoints" / "final" / "model.safetensors", out / "checkpoints" / "final" / "model.safetensors"):
         return "the weights differ"
     return "" if rows(out) == rows(whole) else "the logs differ"
@@ -119,8 +151,11 @@ def main(arguments: list[str] | None = None) -> int:
     experiment = work / "kills.yaml"
     experiment.write_text(EXPERIMENT.replace("STEPS", str(options.steps)).replace("PACKED", str(options.packed).lower()))
     whole = work / "whole"
+    shutil.rmtree(whole, ignore_errors=True)
     begin = time.monotonic()
-    subprocess.run([*command(experiment, whole, resume=False), "--overwrite"], check=True, stdout=subprocess.DEVNULL)
+    if ended(start(experiment, whole, resume=False)):
+        print(f"the run left alone failed: see {whole.name}.log", file=sys.stderr)
+        return 1
     seconds = sum(read_manifest(whole)["stages"].values())
     print(f"left alone: {time.monotonic() - begin:.1f} s, {seconds:.1f} s of them in stages", flush=True)
     rng, bad = random.Random(options.seed), 0
