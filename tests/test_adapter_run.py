@@ -22,7 +22,7 @@ from tiny import collator, records, template, vocab, workspace
 SMALL = [
     f"data.source={workspace() / 'data'}", f"model.path={workspace() / 'model'}", "data.max_test=2", "train.max_steps=2",
     "train.per_device_batch_size=4", "train.logging_steps=1", "train.eval_steps=2", "train.save_steps=2", "train.report_to=[]",
-    "decode.max_new_tokens=8", "evaluate.bootstrap=20",
+    "decode.max_new_tokens=90", "evaluate.bootstrap=20",
 ]  # fmt: skip
 
 
@@ -43,11 +43,11 @@ def test_a_run_trains_an_adapter_and_predicts_from_its_folder(kind, tmp_path, mo
     final = run_dir / "checkpoints" / "final"
     assert (final / "adapter_model.safetensors").is_file()
     assert not (final / "model.safetensors").exists()
-    assert json.loads((final / "adapter_config.json").read_text())["base_model_name_or_path"] == str((workspace() / "model").resolve())
+    assert json.loads((final / "adapter_config.json").read_text())["base_model_name_or_path"] == str((tmp_path / "run" / "model").resolve())
     assert json.loads((run_dir / "results.json").read_text())["counts"]["effective"] == 2
 
     test, again = run_dir / "data" / "test.jsonl", tmp_path / "again.jsonl"
-    words = ("predict", "--model", final, "--data", test, "--out", again, "--limit", 2, "--max-new-tokens", 8)
+    words = ("predict", final, test, "--out", again, "--limit", 2, "--max-new-tokens", 90)
     code, _, err = call(monkeypatch, capsys, *words)
     assert code == 0, err
     assert again.read_text() == (run_dir / "predictions.jsonl").read_text()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_calibration import gaussian, save
+from test_coordinate_calibration import gaussian, save
 
 from command import call
 from coordexp.errors import ConfigError

@@ -98,7 +98,7 @@ def test_a_run_records_its_image_size_and_prompt_and_they_are_enforced_afterward
         assert (contract["prompt"], contract["pixels"]["max_pixels"]) == ("Point.", 2304)
 
     # Neither is given again: the folder knows both, and what it writes is what the run wrote.
-    predict = ("predict", "--model", run_dir / "checkpoints/final", "--data", workspace() / "data/test.jsonl", "--max-new-tokens", 12)
+    predict = ("predict", run_dir / "checkpoints/final", workspace() / "data/test.jsonl", "--max-new-tokens", 90)
     code, _, err = call(monkeypatch, capsys, *predict, "--out", tmp_path / "p.jsonl")
     assert (code, err) == (0, "")
     assert (tmp_path / "p.jsonl").read_text() == (run_dir / "predictions.jsonl").read_text()

@@ -223,7 +223,7 @@ def _wrong_start(tmp_path, run):
         (_unfinished, "its status is 'running'"),
         (_taken, "is not empty"),
         (_no_adapter_weights, "adapter_model.safetensors is missing"),
-        (_lost_base, "'/gone' is no folder here: pass --base"),
+        (_lost_base, "there is no folder /gone: put the base model there, or name its new place, or pass --base"),
         (lambda tmp, run: [run, tmp / "out", "--base", workspace() / "model"], "--base: only for an adapter"),
         (lambda tmp, run: [run, tmp / "out", "--dtype", "int8"], "--dtype: expected one of"),
         (lambda tmp, run: [run, tmp / "out", "--prompt", "Other."], f"--prompt: the checkpoint was trained with {PROMPT!r}"),

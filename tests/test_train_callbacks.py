@@ -140,21 +140,20 @@ def test_a_probed_run_logs_its_values_beside_the_steps_own_row_and_trains_like_o
 
 def test_the_probe_scores_perfect_and_doubled_answers_as_such(monkeypatch):
     """Answers are put in the model's mouth: the truth, and the truth said twice."""
-    from coordexp.decode import predict as module
-    from coordexp.decode.generate import Generated
+    from coordexp.decode.generate import Generated, Generator
     from coordexp.grammar import render
 
-    chosen = list(records("val")[:3])
+    chosen, start = list(records("val")[:3]), vocab().start
 
     def answers(double):
-        def generate(model, tokenizer, prompts, *, vocab, max_new_tokens):
+        def generate(_, prompts, **__):
             found = []
             for record in chosen[generate.done : generate.done + len(prompts)]:
                 instances = template().instances(record)[0] * (2 if double else 1)
-                ids = tokenizer(render(instances).text, add_special_tokens=False)["input_ids"]
-                bins = [i - vocab.start for i in ids if vocab.start <= i < vocab.start + 1000]
+                ids = template().tokenizer(render(instances).text, add_special_tokens=False)["input_ids"]
+                bins = [i - start for i in ids if start <= i < start + 1000]
                 logits = torch.full((len(bins), 1000), -1e4).scatter_(1, torch.tensor(bins).view(-1, 1), 0.0)
-                found.append(Generated(ids, logits, truncated=False))
+                found.append(Generated(ids, logits, truncated=False, log_probs=[0.0] * len(ids)))
             generate.done += len(prompts)
             return found
 
@@ -163,7 +162,7 @@ def test_the_probe_scores_perfect_and_doubled_answers_as_such(monkeypatch):
 
     true = sum(len(r.objects) for r in chosen)
     for double, f1, share in ((False, 1.0, 0.0), (True, 2 / 3, 0.5)):
-        monkeypatch.setattr(module, "generate", answers(double))
+        monkeypatch.setattr(Generator, "__call__", answers(double))
         values = probe(None, template(), chosen, DecodeOptions(batch_size=2))
         assert values["probe/parse_rate"] == 1.0
         assert values["probe/f1_50"] == pytest.approx(f1)

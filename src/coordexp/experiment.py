@@ -360,7 +360,10 @@ class _Chain:
         model = load_model(folder, self.config.model)
         records = self._records("test")
         done = _predict(model, self._template(folder), records, self._root / "predictions.jsonl", self.config.decode, self.console)
-        self._say(f"{done.boxes} boxes on {len(records)} images, {done.boxes / done.seconds:.1f} boxes/s")
+        if done.finished:
+            self._say(f"the predictions of {len(records)} images were finished before")
+        else:
+            self._say(f"{done.boxes} boxes on {len(records)} images, {done.boxes / done.seconds:.1f} boxes/s")
 
     def evaluate(self) -> None:
         """Compare predictions with the test split."""
@@ -507,12 +510,15 @@ def predict_file(
     settings = {"model_sha256": {path.name: file_sha256(path) for path in files}, "prompt": template.prompt}
     loaded = load_model(model).to(where)
     workers = Workers.from_environment()
-    done = _predict(
-        loaded, template, records, out, options, console or Console(stderr=True, quiet=workers.rank > 0), settings=settings,
-        calibration=calibration, overwrite=overwrite, workers=workers,
-    )  # fmt: skip
-    if calibration is not None and workers.rank == 0:
-        calibration.save(Output(out, workers).calibration_path)
+    try:
+        done = _predict(
+            loaded, template, records, out, options, console or Console(stderr=True, quiet=workers.rank > 0), settings=settings,
+            calibration=calibration, overwrite=overwrite, workers=workers,
+        )  # fmt: skip
+        if calibration is not None and workers.rank == 0:
+            calibration.save(Output(out, workers).calibration_path)
+    finally:
+        workers.close()
     return done
 
 

@@ -45,6 +45,11 @@ class Workers:
         torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
         return cls(torch.distributed.get_rank(), world)
 
+    def close(self) -> None:
+        """Leave the others: threads of the group that outlive the interpreter would abort it."""
+        if self.world > 1:
+            torch.distributed.destroy_process_group()
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.world > 1:

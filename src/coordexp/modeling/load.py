@@ -108,6 +108,7 @@ def stored_dtype(folder: Path) -> Literal["float32", "bfloat16", "float16"]:
     Raises:
         ConfigError: another type.
     """
+    folder = base_folder(folder) if is_adapter(folder) else folder
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     part = content.get("text_config", {})
     named: Any = content.get("dtype") or content.get("torch_dtype") or part.get("dtype") or part.get("torch_dtype") or "float32"
