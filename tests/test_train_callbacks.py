@@ -13,9 +13,9 @@ from transformers import TrainerCallback
 from coordexp.data.dataset import RecordDataset
 from coordexp.decode.options import DecodeOptions
 from coordexp.errors import ConfigError
-from coordexp.experiment import probe
 from coordexp.losses.objective import CoordObjective
 from coordexp.modeling.positions import backbone
+from coordexp.predicting import probe
 from coordexp.train import launch
 from coordexp.train.best import PROBE_KEYS, check_best, rankable
 from coordexp.train.checkpoint import checkpoints

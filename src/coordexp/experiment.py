@@ -9,12 +9,10 @@ import json
 import os
 import shutil
 import signal
-import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from coordexp.config.load import differing_keys, dump_config, load_config, to_plain
 from coordexp.config.schema import ExperimentConfig
-from coordexp.decode.options import DecodeOptions
 from coordexp.errors import ConfigError, DataError, RunStopped
-from coordexp.evaluate.options import EvaluateOptions
+from coordexp.predicting import evaluate_predictions, predict_records, probe
 from coordexp.runs.manifest import RunDirectory, Status
 
 STAGES = ("data", "model", "train", "predict", "evaluate", "report")
@@ -359,7 +356,7 @@ class _Chain:
         folder = self._root / "checkpoints" / "final"
         model = load_model(folder, self.config.model)
         records = self._records("test")
-        done = _predict(model, self._template(folder), records, self._root / "predictions.jsonl", self.config.decode, self.console)
+        done = predict_records(model, self._template(folder), records, self._root / "predictions.jsonl", self.config.decode, self.console)
         if done.finished:
             self._say(f"the predictions of {len(records)} images were finished before")
         else:
@@ -404,133 +401,3 @@ class _Chain:
             missed += [] if reached else [key]
         self._say(f"report: {os.path.relpath(self._root / 'report.html')}")
         return tuple(missed)
-
-
-def probe(model: Any, template: Any, records: list[Any], options: DecodeOptions) -> dict[str, float]:
-    """Generate on ``records`` and score: ``probe/{parse_rate,f1_50,objects_per_image,duplicate_rate}``; what is undefined is NaN.
-
-    Without the grammar's constraint, under which every answer parses.
-
-    F1 at IoU .5 is class-agnostic, with the boxes of ``options.readout``.
-    """
-    from coordexp.decode.predict import predict
-    from coordexp.evaluate.options import EvaluateOptions
-    from coordexp.evaluate.result import evaluate_files
-    from coordexp.vocab.coord_vocab import CoordVocab
-
-    with tempfile.TemporaryDirectory(prefix="coordexp-probe-") as scratch:
-        truth, found = Path(scratch) / "records.jsonl", Path(scratch) / "predictions.jsonl"
-        lines = []
-        for record in records:
-            file, _, number = record.source.rpartition(":")
-            lines.append(Path(file).read_text(encoding="utf-8").splitlines()[int(number) - 1])
-        truth.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        predict(
-            model,
-            template,
-            records,
-            found,
-            vocab=CoordVocab.from_tokenizer(template.tokenizer),
-            options=replace(options, constrained=False),
-        )
-        results = evaluate_files(found, truth, EvaluateOptions(bootstrap=0), out=None)
-    keys = {
-        "probe/parse_rate": "health.parse_rate",
-        "probe/f1_50": "detection.file.agnostic.f1.50",
-        "probe/objects_per_image": "health.boxes_per_image",
-        "probe/duplicate_rate": "health.duplicate_rate",
-    }
-    return {name: float("nan") if results[key] is None else float(results[key]) for name, key in keys.items()}
-
-
-@contextmanager
-def _boxes_bar(console: Console) -> Iterator[Callable[[int, int, int], None]]:
-    """A progress callback ``(done, total, boxes)`` that shows boxes/s; nothing is drawn on a pipe."""
-    if not console.is_terminal:
-        yield lambda done, total, boxes: None
-        return
-    columns = (TextColumn("  generating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[rate]}"))
-    begin = time.perf_counter()
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("generating", total=None, rate="")
-
-        def show(done: int, total: int, boxes: int) -> None:
-            progress.update(task, completed=done, total=total, rate=f"{boxes / (time.perf_counter() - begin):.1f} boxes/s")
-
-        yield show
-
-
-def _predict(model: Any, template: Any, records: list[Any], out: Path, options: DecodeOptions, console: Console, **more: Any) -> Any:
-    from coordexp.decode.predict import predict
-    from coordexp.vocab.coord_vocab import CoordVocab
-
-    vocab = CoordVocab.from_tokenizer(template.tokenizer, template.codec.num_bins)
-    with _boxes_bar(console) as progress:
-        return predict(model, template, records, out, vocab=vocab, options=options, progress=progress, **more)
-
-
-def predict_file(
-    model: Path, data: Path, out: Path, options: DecodeOptions, *, prompt: str | None = None, limit: int | None = None,
-    calibrate: tuple[Path, Path | None] | None = None, device: str = "auto", overwrite: bool = False, console: Console | None = None,
-) -> Any:  # fmt: skip
-    """Predict the records of one file with a model folder; returns what this process did (``decode.predict.Predicted``).
-
-    Prompt, convention and image size are those of the folder's ``coordexp.json``, where it has one.
-    ``calibrate``: a saved calibration, or a prediction file and its records; what was fitted is saved as
-    ``OUT.calibration.json``. Under torchrun each process takes its share of the records, on its own GPU if there is one.
-
-    Raises:
-        ConfigError: a ``prompt`` other than the one the checkpoint was trained with.
-    """
-    from coordexp.codec import CoordCodec
-    from coordexp.data.options import DEFAULT_PROMPT
-    from coordexp.data.records import read_records
-    from coordexp.data.template import ChatTemplate
-    from coordexp.decode.output import Output, Workers
-    from coordexp.decode.scores import open_calibration
-    from coordexp.modeling.load import choose_device, load_image_processor, load_model, load_tokenizer
-    from coordexp.modeling.manifest import check_contract
-    from coordexp.runs.manifest import file_sha256
-    from coordexp.vocab.coord_vocab import CoordVocab
-
-    where = choose_device(device)
-    tokenizer = load_tokenizer(model)
-    contract = check_contract(model, prompt=prompt, keys={"prompt": "--prompt"})
-    codec = CoordCodec() if contract is None else CoordCodec(contract.num_bins, contract.convention)
-    CoordVocab.from_tokenizer(tokenizer, codec.num_bins)
-    # A damaged image is a row with its error, not the end: images are looked at one by one, in their batch.
-    records = list(read_records(data, limit=limit, check_images=False).records)
-    calibration = None if calibrate is None else open_calibration(*calibrate, options.score)
-    text = contract.prompt if contract is not None else prompt or DEFAULT_PROMPT
-    template = ChatTemplate(tokenizer, load_image_processor(model), codec, prompt=text)
-    # Weights, tokenizer, image size, chat template: everything of the folder that an answer depends on.
-    files = sorted(
-        {*model.glob("*.safetensors"), *model.glob("*config.json"), *model.glob("tokenizer.json"), *model.glob("chat_template*")}
-    )
-    settings = {"model_sha256": {path.name: file_sha256(path) for path in files}, "prompt": template.prompt}
-    loaded = load_model(model).to(where)
-    workers = Workers.from_environment()
-    try:
-        done = _predict(
-            loaded, template, records, out, options, console or Console(stderr=True, quiet=workers.rank > 0), settings=settings,
-            calibration=calibration, overwrite=overwrite, workers=workers,
-        )  # fmt: skip
-        if calibration is not None and workers.rank == 0:
-            calibration.save(Output(out, workers).calibration_path)
-    finally:
-        workers.close()
-    return done
-
-
-def evaluate_predictions(
-    predictions: Path, data: Path, options: EvaluateOptions, *, out: Path, convention: str = "norm999"
-) -> dict[str, Any]:
-    """See :func:`coordexp.evaluate.result.evaluate_files`; loads the text model that the options name, if any."""
-    from coordexp.evaluate.result import evaluate_files
-
-    embed = None
-    if options.match_model is not None:
-        from coordexp.modeling.embed import text_embedder
-
-        embed = text_embedder(Path(options.match_model))
-    return evaluate_files(predictions, data, options, out=out, convention=convention, embed=embed)

@@ -29,7 +29,7 @@ def evaluate(
     from coordexp.errors import ConfigError
     from coordexp.evaluate.options import EvaluateOptions
     from coordexp.evaluate.result import headline
-    from coordexp.experiment import evaluate_predictions
+    from coordexp.predicting import evaluate_predictions
 
     if match not in ("exact", "semantic"):
         raise ConfigError(f"--match: expected exact or semantic, got {match}")

@@ -50,7 +50,7 @@ def predict(
             max_new_tokens=max_new_tokens, max_objects=max_objects, temperature=temperature, seed=seed,
             save_distributions=save_distributions,
         )  # fmt: skip
-    from coordexp.experiment import predict_file
+    from coordexp.predicting import predict_file
 
     chosen = None if calibrate is None else (calibrate, calibrate_data)
     done = predict_file(
