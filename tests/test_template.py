@@ -12,7 +12,7 @@ from coordexp.data.collate import collate_prompts
 from coordexp.data.records import RecordObject, open_image
 from coordexp.data.template import build_messages
 from coordexp.errors import ConfigError, DataError
-from coordexp.grammar import ROLE_CODES, parse, render
+from coordexp.grammar import ROLE_CODES, parse, render, token_roles
 from tiny import collator, fresh_model, records, template, vocab
 
 
@@ -137,3 +137,18 @@ def test_prompts_are_padded_on_the_left():
 def test_messages_place_the_image_before_the_text():
     parts = build_messages("Find it.")[0]["content"]
     assert [p["type"] for p in parts] == ["image", "text"]
+
+
+def test_a_label_whose_role_contradicts_its_token_is_an_error_with_the_record(monkeypatch):
+    record = records()[0]
+    assert any(role == ROLE_CODES["coord"] for role in template().encode(record).roles)
+    wrong = dict.fromkeys(("none", "coord", "desc", "format"), 0) | {"format": 3, "desc": 1, "coord": 2}
+    monkeypatch.setattr("coordexp.data.template.token_roles", lambda inner, spans: _swapped(token_roles(inner, spans), wrong))
+    with pytest.raises(DataError, match=r"train\.jsonl:1: token .* change the description"):
+        template().encode(record)
+
+
+def _swapped(found, codes):
+    names = {code: name for name, code in ROLE_CODES.items()}
+    roles, slots = found
+    return [codes[names[role]] for role in roles], slots

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from coordexp.codec import CoordCodec
 from coordexp.data.answers import record_instances
 from coordexp.data.options import DEFAULT_PROMPT
 from coordexp.data.records import Record, open_image
-from coordexp.errors import ConfigError
+from coordexp.errors import ConfigError, DataError
 from coordexp.grammar import ROLE_CODES, Instance, render, token_roles
+from coordexp.vocab.coord_vocab import CoordVocab
 
 IMAGE_TOKEN = "<|image_pad|>"
 
@@ -82,6 +84,7 @@ class ChatTemplate:
         features = self.image_processor(images=[open_image(record)], return_tensors="pt")
         grid = features["image_grid_thw"]
         tokens = self.encode_answer(instances, grid)
+        self._check_roles(tokens, record)
         return Example(
             **tokens,
             pixel_values=features["pixel_values"],
@@ -89,6 +92,24 @@ class ChatTemplate:
             image_id=record.image_id,
             adjusted_boxes=adjusted,
         )
+
+    @cached_property
+    def _coord_ids(self) -> range:
+        return CoordVocab.from_tokenizer(self.tokenizer, self.codec.num_bins).ids
+
+    def _check_roles(self, tokens: dict[str, Any], record: Record) -> None:
+        """Roles come from the rendering, coordinate labels from token ids: where the two differ nothing can be trusted.
+
+        Raises:
+            DataError: such a token, with the record.
+        """
+        for token, role in zip(tokens["input_ids"], tokens["roles"], strict=True):
+            if role != ROLE_CODES["none"] and (token in self._coord_ids) != (role == ROLE_CODES["coord"]):
+                raise DataError(
+                    f"{record.source}: token {self.tokenizer.decode([token])!r} is "
+                    f"{'a coordinate inside other text' if token in self._coord_ids else 'no coordinate where one was written'}: "
+                    "change the description, or check that the tokenizer keeps coordinate tokens whole"
+                )
 
     def encode_answer(self, instances: list[Instance], grid: Tensor) -> dict[str, Any]:
         """``input_ids``, ``roles``, ``centers``, ``extents`` and ``slots`` of prompt and answer.
