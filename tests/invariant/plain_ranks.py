@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -10,8 +12,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 import tiny
+from coordexp.losses.objective import TERMS, CoordObjective
 from coordexp.losses.sums import Normalizer
 from coordexp.train.forward import bind_coord_loss
 from coordexp.train.trainer import BOOKKEEPING
@@ -33,6 +37,30 @@ def sharded_gradient(batches, rank):
     loss.backward()
     parts = [p.grad.full_tensor().flatten() for p in model.parameters() if p.grad is not None]
     return torch.cat(parts), whole
+
+
+def term_gradients(samples, rank):
+    """Per term and normalisation: the gradient of 2 ranks x (2 x 2) under DDP, and that of one process on all eight at once."""
+    from test_ranks import counted
+
+    def batch(a, b):
+        return tiny.collator()([tiny.template().encode(r) for r in samples[a:b]])
+
+    whole, mine = batch(0, 8), [batch(4 * rank + i, 4 * rank + i + 2) for i in (0, 2)]
+    normalizer = Normalizer(*counted([whole]))
+    found = {}
+    for name, normalization in itertools.product(TERMS, ("group", "token")):
+        weights = dict.fromkeys(TERMS, 0.0) | {name: 1.0}
+        objective = CoordObjective(**weights, sigma=4.0, temperature=0.8, normalization=normalization)
+        expected = tiny.gradients(accumulated([whole], objective, normalizer))
+        model = tiny.fresh_model().train()
+        bind_coord_loss(model, vocab=tiny.vocab(), objective=objective)
+        wrapped = DistributedDataParallel(model)
+        for i, part in enumerate(mine):
+            with contextlib.nullcontext() if i else wrapped.no_sync():
+                (wrapped(**inputs(part), normalizer=normalizer).loss * 2).backward()
+        found[f"{name}, {normalization}"] = (tiny.gradients(model), expected)
+    return found
 
 
 def inputs(batch):
@@ -65,6 +93,7 @@ if __name__ == "__main__":
     rank = int(os.environ["RANK"])
     halves = [tiny.collator()([tiny.template().encode(r) for r in tiny.records()[i : i + 3]]) for i in (0, 3)]
     seen["sharded"], seen["whole"] = sharded_gradient(halves, rank)
+    seen["terms"] = term_gradients(mixed_records(), rank)
     if rank == 0:
         torch.save(seen, out / "rank0.pt")
     dist.barrier()

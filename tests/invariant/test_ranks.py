@@ -131,3 +131,10 @@ def test_one_rank_writes_the_model_and_each_its_own_random_state(two_ranks):
 def test_a_sharded_model_has_the_gradient_of_one_process(two_ranks):
     sharded, whole = two_ranks["sharded"], two_ranks["whole"]
     assert (sharded - whole).norm() <= 1e-5 * whole.norm()
+
+
+def test_every_term_alone_has_the_gradient_of_one_process_under_both_normalisations(two_ranks):
+    assert len(two_ranks["terms"]) == 18
+    for name, (got, expected) in two_ranks["terms"].items():
+        assert expected.norm() > 0, name
+        assert (got - expected).norm() <= 1e-5 * expected.norm(), name
