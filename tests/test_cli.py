@@ -80,6 +80,11 @@ def test_every_fault_of_an_experiment_is_one_error_line_and_nothing_is_written(t
         (("data", "synth", "--out", "o", "--side", "8"), "--side: expected at least 32"),
         (("model", "tiny", "--out", "o", "--hidden-size", "7"), "--hidden-size: expected an even multiple"),
         (("vocab", "extend", "none", "--out", "o"), "none"),
+        (("report", "."), "expected a run directory"),
+        (("bench", "loss", "--impl", "foo"), "--impl: expected one of auto, eager"),
+        (("bench", "loss", "--impl", "triton"), "--impl triton: needs --device cuda"),
+        (("data", "synth", "--out", "/dev/null/x"), "/dev/null"),
+        (("model", "tiny", "--out", "/dev/null/x"), "/dev/null"),
         (("vocab", "extend", "none", "--out", "o", "--init", "zero"), "--init: expected one of mean"),
     ],
 )

@@ -85,7 +85,7 @@ def test_the_command_writes_three_files_and_prints_the_headline(tmp_path, monkey
     assert [row["image_id"] for row in rows] == list("0123")
     assert (rows[0]["tp_aware"], rows[0]["counted_aware"], rows[0]["true"], rows[0]["edge_error_bins"]) == ([1] * 10, [1] * 10, 1, 0.0)
     assert rows[1]["problems"] == {"bad_arity": 1}
-    again, _, _ = call(monkeypatch, capsys, "evaluate", predictions, "--data", records, "--out", tmp_path / "e", "--json")
+    again, _, _ = call(monkeypatch, capsys, "evaluate", predictions, "--data", records, "--out", tmp_path / "e", "--overwrite", "--json")
     assert again == 0
 
 

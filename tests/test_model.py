@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -159,3 +160,16 @@ def test_predictions_have_a_row_per_record_and_do_not_depend_on_the_batch_size(t
     assert outputs[0] == outputs[1]
     assert [row["image_id"] for row in outputs[0]] == [r.image_id for r in records("test")]
     assert all(row["problems"] and row["truncated"] for row in outputs[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "load"),
+    [("config.json", "{", load_model), ("tokenizer.json", "{}", load_tokenizer), ("model.safetensors", "cut", load_model)],
+)
+def test_a_damaged_model_folder_is_one_line(tmp_path, name, content, load):
+    folder = tmp_path / "m"
+    shutil.copytree(workspace() / "model", folder)
+    (folder / name).write_text(content)
+    with pytest.raises(ConfigError, match=r"m: its .* cannot be read") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)

@@ -16,7 +16,7 @@ app = typer.Typer(help="Measure speed and memory on this machine.", no_args_is_h
 def loss(
     rows: Annotated[int, typer.Option(min=1, help="Supervised positions.")] = 2048,
     coords: Annotated[int, typer.Option(min=1, help="Coordinates among them.")] = 700,
-    vocab: Annotated[int, typer.Option(min=1002, help="Vocabulary, coordinates included.")] = 152_670,
+    vocab: Annotated[int, typer.Option(min=2002, help="Vocabulary, coordinates included.")] = 152_670,
     dim: Annotated[int, typer.Option(min=1, help="Width of the hidden states.")] = 256,
     rounds: Annotated[int, typer.Option(min=2, help="Counted rounds; one more warms up.")] = 5,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
@@ -29,11 +29,18 @@ def loss(
     from coordexp.bench.loss import LossBench, measure, note_table
     from coordexp.bench.measure import append_csv
     from coordexp.errors import ConfigError
+    from coordexp.losses.linear import IMPLEMENTATIONS
+    from coordexp.modeling.load import choose_device
 
     if coords > rows:
         raise ConfigError(f"--coords {coords} are more than --rows {rows}: coordinates are some of the rows")
     if dtype not in ("float32", "bfloat16"):
         raise ConfigError(f"--dtype: expected float32 or bfloat16, got {dtype!r}")
+    if impl not in ("auto", *IMPLEMENTATIONS):
+        raise ConfigError(f"--impl: expected one of auto, {', '.join(IMPLEMENTATIONS)}, got {impl}")
+    if impl == "triton" and device == "cpu":
+        raise ConfigError("--impl triton: needs --device cuda")
+    device = choose_device(device)
     bench = LossBench(rows=rows, coords=coords, vocab=vocab, dim=dim, rounds=rounds, dtype=dtype, device=device, impl=impl)
     with progress("measuring") as show:
         table = measure(bench, memory=memory, progress=show)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from coordexp.cli.common import flags
+from coordexp.cli.common import Overwrite, flags
 
 
 def evaluate(
@@ -21,6 +21,7 @@ def evaluate(
     match_model: Annotated[Path | None, typer.Option(help="Folder of a text model, for --match semantic.")] = None,
     match_similarity: Annotated[float, typer.Option(min=-1, max=1, help="Least cosine for --match semantic.")] = 0.7,
     convention: Annotated[str, typer.Option(help="Coordinate convention of the bins.")] = "norm999",
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Compare predictions with records: F1, COCO and LVIS AP, localisation, calibration, health; grounding and pointing."""
@@ -43,6 +44,8 @@ def evaluate(
         )
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out: expected a folder, got the file {out}")
+    if (out / "results.json").exists() and not overwrite:
+        raise ConfigError(f"--out: {out} holds results already: choose another folder or pass --overwrite")
     results = evaluate_predictions(predictions, data, options, out=out, convention=convention)
     if as_json:
         typer.echo(json.dumps(results, indent=2))

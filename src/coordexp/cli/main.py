@@ -56,6 +56,11 @@ def main() -> None:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
+    except (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {str(error.strerror).lower()}: choose a path that can be used", file=sys.stderr)
+        sys.exit(2)
     except RunStopped as stop:
         print("interrupted" if stop.signum == signal.SIGINT else "terminated", file=sys.stderr)
         sys.exit(128 + stop.signum)

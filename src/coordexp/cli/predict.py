@@ -64,5 +64,8 @@ def predict(
     if done.resumed:
         typer.echo(f"{done.resumed} images were done already")
     rate = f", {done.boxes / done.seconds:.1f} boxes/s" if done.images else ""
-    failed = f", {done.failed} images with an error" if done.failed else ""
-    typer.echo(f"{done.boxes} boxes on {done.images} images{rate}{failed}: {out}")
+    typer.echo(f"{done.boxes} boxes on {done.images} images{rate}: {out}")
+    if done.failed:
+        typer.echo(f"{done.failed} images could not be used: the field `error` of their rows says why", err=True)
+    if done.cut:
+        typer.echo(f"{done.cut} answers were cut by the budget of {max_new_tokens} tokens: raise --max-new-tokens", err=True)

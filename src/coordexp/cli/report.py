@@ -13,7 +13,11 @@ def report(
     images: Annotated[int, typer.Option(min=0, help="How many pictures.")] = 12,
 ) -> None:
     """Write report.html of a run directory again."""
+    from coordexp.errors import ConfigError
+    from coordexp.runs.manifest import MANIFEST
     from coordexp.runs.options import ReportOptions
     from coordexp.runs.report import write_report
 
+    if not (run_dir / MANIFEST).is_file():
+        raise ConfigError(f"{run_dir}: expected a run directory, found no {MANIFEST} in it")
     typer.echo(f"report: {write_report(run_dir, ReportOptions(images=images))}")

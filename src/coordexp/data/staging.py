@@ -69,7 +69,7 @@ def _check_target(out: Path, overwrite: bool) -> bool:
         raise ConfigError(f"{out}: expected a folder or nothing there, got a file or a link: choose another output folder")
     entries = sorted(entry.name for entry in out.iterdir()) if out.exists() else []
     if entries and not overwrite:
-        raise ConfigError(f"{out} is not empty: choose another output folder, or replace it with --overwrite")
+        raise ConfigError(f"{out} is not empty: choose another output folder, or remove it (--overwrite, where the command has it)")
     # A mistyped folder must not cost the user anything that is not a data set.
     foreign = [name for name in entries if name not in ("images", "import.json") and not name.endswith(".jsonl")]
     if foreign:

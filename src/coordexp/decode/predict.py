@@ -34,7 +34,8 @@ Progress = Callable[[int, int, int], None]
 
 @dataclass(frozen=True)
 class Predicted:
-    """What all processes did: ``images``, ``boxes`` and ``failed`` images of this call; ``resumed`` images were done before.
+    """What all processes did: ``images``, ``boxes``, ``failed`` images and answers ``cut`` by the token budget of this call;
+    ``resumed`` images were done before.
 
     ``finished``: the file was complete already, and nothing was done.
     """
@@ -45,6 +46,7 @@ class Predicted:
     resumed: int
     seconds: float
     finished: bool = False
+    cut: int = 0
 
 
 def predict(
@@ -90,17 +92,17 @@ def predict(
         seconds = time.perf_counter() - begin
         if workers.rank == 0:
             output.merge()
-        images, boxes, failed, resumed = workers.total(done)
-    return Predicted(images, boxes, failed, resumed, seconds)
+        images, boxes, failed, resumed, cut = workers.total(done)
+    return Predicted(images, boxes, failed, resumed, seconds, cut=cut)
 
 
-def _write(job: _Job, output: Output, records: Sequence[Record], progress: Progress | None) -> tuple[int, int, int, int]:
-    """This process's part: images, boxes, failed, resumed."""
+def _write(job: _Job, output: Output, records: Sequence[Record], progress: Progress | None) -> tuple[int, int, int, int, int]:
+    """This process's part: images, boxes, failed, resumed, cut."""
     share = output.workers.share(len(records))
     mine = records[share.start : share.stop]
     size = job.options.batch_size
     resumed = done = output.resume(mine, size, start=share.start)
-    boxes = failed = 0
+    boxes = failed = cut = 0
     while done < len(mine):
         batch = mine[done : done + size]
         rows, found = job.batch(batch)
@@ -110,9 +112,10 @@ def _write(job: _Job, output: Output, records: Sequence[Record], progress: Progr
         done += len(batch)
         boxes += sum(len(row["objects"]) for row in rows)
         failed += sum(row["error"] is not None for row in rows)
+        cut += sum(bool(row["truncated"]) for row in rows)
         if progress is not None:
             progress(done, len(mine), boxes)
-    return len(mine) - resumed, boxes, failed, resumed
+    return len(mine) - resumed, boxes, failed, resumed, cut
 
 
 def settings_of(

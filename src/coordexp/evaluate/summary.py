@@ -53,8 +53,11 @@ def headline(results: dict[str, Any]) -> list[tuple[str, str]]:
         ("true boxes per image", "health.true_boxes_per_image", 2),
     ]
     counts = results["counts"]
-    rows = [("task", str(results["task"])), ("images", f"{counts['effective']} of {counts['original']}")]
+    failed = f", {counts['failed']} could not be used" if counts.get("failed") else ""
+    rows = [("task", str(results["task"])), ("images", f"{counts['effective']} of {counts['original']}{failed}")]
     rows.extend((name, _format(results, key, digits)) for name, key, digits in wanted if key in results)
+    if results.get("health.truncation_rate"):
+        rows.append(("answers cut by the token budget", _format(results, "health.truncation_rate", 3)))
     return rows
 
 

@@ -25,9 +25,12 @@ class ExtendSummary:
     rows_after: int
     tied: bool
     init: Init
+    added: bool = True
 
     def __str__(self) -> str:
         head = "tied head" if self.tied else "separate head"
+        if not self.added:
+            return f"the {self.num_bins} coordinate tokens were there already, their rows are left as they are; copied to {self.out}"
         return (
             f"{self.num_bins} coordinate tokens at ids {self.start}..{self.start + self.num_bins - 1} ({self.init} init, {head}); "
             f"embedding rows {self.rows_before} -> {self.rows_after}; written to {self.out}"
@@ -45,7 +48,7 @@ def extend_model(source: Path, out: Path, options: VocabOptions, *, overwrite: b
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} exists: choose another folder or pass --overwrite")
     tokenizer, model = load_tokenizer(source), load_model(source, text_only=True)
-    before = model.get_input_embeddings().weight.shape[0]
+    before, known = model.get_input_embeddings().weight.shape[0], len(tokenizer)
     vocab = extend(model, tokenizer, options)
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     staging = out.with_name(out.name + ".tmp")
@@ -54,4 +57,5 @@ def extend_model(source: Path, out: Path, options: VocabOptions, *, overwrite: b
     if out.exists():
         shutil.rmtree(out)
     staging.rename(out)
-    return ExtendSummary(out, vocab.start, vocab.num_bins, before, table.shape[0], head.data_ptr() == table.data_ptr(), options.init)
+    tied, added = head.data_ptr() == table.data_ptr(), len(tokenizer) > known
+    return ExtendSummary(out, vocab.start, vocab.num_bins, before, table.shape[0], tied, options.init, added)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
@@ -56,7 +58,8 @@ def load_tokenizer(folder: Path) -> Any:
 
     # An adapter's folder has a tokenizer and no config.json.
     check_model_folder(folder, ("tokenizer_config.json",))
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    with _readable(folder, "its tokenizer"):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def load_image_processor(folder: Path, *, min_pixels: int | None = None, max_pixels: int | None = None) -> Any:
@@ -134,13 +137,31 @@ def load_model(folder: Path, options: ModelOptions | None = None, *, text_only: 
     options = options or ModelOptions()
     if is_adapter(folder):
         return merge_adapter(load_model(base_folder(folder), options, text_only=text_only), folder)
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    with _readable(folder, "its config.json"):
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     made = _model_class(folder, config, text_only=text_only)
     if not list(folder.glob("*.safetensors")):
         raise ConfigError(f"{folder}: no *.safetensors weights in this folder")
-    return made.from_pretrained(
-        folder, dtype=getattr(torch, options.dtype), attn_implementation=options.attn_implementation, local_files_only=True
-    )
+    with _readable(folder, "its weights"):
+        return made.from_pretrained(
+            folder, dtype=getattr(torch, options.dtype), attn_implementation=options.attn_implementation, local_files_only=True
+        )
+
+
+@contextmanager
+def _readable(folder: Path, what: str) -> Iterator[None]:
+    """Around the reading of a part of a model folder: a damaged file is the user's to mend.
+
+    Raises:
+        ConfigError: what the library says of it, in one line.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ConfigError(f"{folder}: {what} cannot be read ({reason})") from error
 
 
 def skeleton(folder: Path) -> Any:
