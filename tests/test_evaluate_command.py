@@ -219,7 +219,7 @@ def test_semantic_matching_with_a_local_text_model_from_the_command_line(tmp_pat
     # Padding must not change a vector.
     np.testing.assert_allclose(text_embedder(encoder)(["dog"])[0], vectors[1], atol=1e-6)
     predictions, records = files(tmp_path, predicted="a black cat")
-    words = ("evaluate", predictions, "--data", records, "--out", tmp_path / "e", "--bootstrap", "0", "--match", "semantic")
+    words = ("evaluate", predictions, "--data", records, "--out", tmp_path / "e", "--overwrite", "--bootstrap", "0", "--match", "semantic")
     code, _, _ = call(monkeypatch, capsys, *words, "--match-model", encoder, "--match-similarity", "-1")
     assert code == 0
     results = json.loads((tmp_path / "e" / "results.json").read_text())
@@ -233,3 +233,14 @@ def test_semantic_matching_with_a_local_text_model_from_the_command_line(tmp_pat
         assert message in err
     code, _, err = call(monkeypatch, capsys, *words[:-1], "nearly")
     assert (code, err) == (2, "error: --match: expected exact or semantic, got nearly\n")
+
+
+def test_results_that_are_there_are_kept_unless_told_otherwise(tmp_path, monkeypatch, capsys):
+    predictions, records = files(tmp_path)
+    words = ("evaluate", predictions, "--data", records, "--out", tmp_path / "e", "--bootstrap", "0")
+    assert call(monkeypatch, capsys, *words)[0] == 0
+    before = (tmp_path / "e" / "results.json").read_bytes()
+    code, _, err = call(monkeypatch, capsys, *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "holds results already" in err
+    assert (tmp_path / "e" / "results.json").read_bytes() == before

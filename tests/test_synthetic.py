@@ -134,7 +134,7 @@ def test_a_used_folder_is_kept_unless_it_is_a_data_set_to_overwrite(tmp_path):
     out = tmp_path / "a"
     out.mkdir()
     write_scenes(out, SMALL)
-    with pytest.raises(ConfigError, match=r"not empty: choose another output folder, or replace it with --overwrite"):
+    with pytest.raises(ConfigError, match=r"not empty: choose another output folder, or remove it"):
         write_scenes(out, SMALL)
     write_scenes(out, SynthOptions(train=1, val=1, test=1), overwrite=True)
     assert len(tree(out)) == 6
