@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import torch
+from transformers import TrainerCallback
 
 from coordexp.data.collate import TrainCollator
 from coordexp.data.options import SynthOptions
@@ -103,3 +104,18 @@ def collator() -> TrainCollator:
 def gradients(model) -> torch.Tensor:
     """All gradients as one vector."""
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+class Watch(TrainerCallback):
+    """The gradient of the first step, and all logged rows."""
+
+    def __init__(self):
+        self.gradient = None
+        self.logs = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if self.gradient is None:
+            self.gradient = gradients(model)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.logs.append(dict(logs))

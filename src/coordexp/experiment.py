@@ -10,35 +10,21 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from coordexp.config.load import differing_keys, dump_config, load_config, to_plain
 from coordexp.config.schema import ExperimentConfig
 from coordexp.errors import ConfigError, DataError, RunStopped
-from coordexp.predicting import evaluate_predictions, predict_records, probe
+from coordexp.predicting import evaluate_predictions, predict_records, probe, progress_bar
 from coordexp.runs.manifest import RunDirectory, Status
 
 STAGES = ("data", "model", "train", "predict", "evaluate", "report")
-
-
-@contextmanager
-def _bar(console: Console, label: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress callback ``(done, total)``; nothing is drawn on a pipe."""
-    if not console.is_terminal:
-        yield lambda done, total: None
-        return
-    with Progress(
-        TextColumn(f"  {label}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True
-    ) as progress:
-        task = progress.add_task(label, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def run(
@@ -220,7 +206,7 @@ class _Chain:
 
         data = self.config.data
         self._clear("data")
-        with _bar(self.console, "images") as progress:
+        with progress_bar(self.console, "images") as progress:
             if data.kind == "synth":
                 from coordexp.data.synthetic import write_scenes
 

@@ -58,6 +58,19 @@ def probe(model: Any, template: Any, records: list[Any], options: DecodeOptions)
 
 
 @contextmanager
+def progress_bar(console: Console, label: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress callback ``(done, total)``; nothing is drawn on a pipe."""
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    with Progress(
+        TextColumn(f"  {label}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True
+    ) as progress:
+        task = progress.add_task(label, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
 def _boxes_bar(console: Console) -> Iterator[Callable[[int, int, int], None]]:
     """A progress callback ``(done, total, boxes)`` that shows boxes/s; nothing is drawn on a pipe."""
     if not console.is_terminal:

@@ -6,29 +6,15 @@ import math
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
 from coordexp.data.dataset import RecordDataset
 from coordexp.losses.objective import CoordObjective
 from coordexp.train.launch import training_arguments
 from coordexp.train.options import TrainOptions
 from coordexp.train.trainer import CoordTrainer
-from tiny import collator, fresh_model, gradients, records, template, vocab
+from tiny import Watch, collator, fresh_model, gradients, records, template, vocab
 
 EVERYTHING = {"ce": 0.3, "w1": 0.05, "crps": 0.1, "text_gate": 0.2, "entropy": 0.05, "variance": 1e-4}
-
-
-class _Watch(TrainerCallback):
-    def __init__(self):
-        self.gradient = None
-        self.logs = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if self.gradient is None:
-            self.gradient = gradients(model)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        self.logs.append(dict(logs))
 
 
 def _trainer(tmp_path, size, accumulate, objective, *, steps=1, eval_batch=4, count=8, watch=None):
@@ -57,7 +43,7 @@ def _trainer(tmp_path, size, accumulate, objective, *, steps=1, eval_batch=4, co
 
 
 def _one_step(tmp_path, size, accumulate, objective, count=8):
-    watch = _Watch()
+    watch = Watch()
     _trainer(tmp_path, size, accumulate, objective, count=count, watch=watch).train()
     return watch.gradient, next(row for row in watch.logs if "loss" in row)
 
@@ -131,7 +117,7 @@ def test_training_loss_on_a_batch_equals_evaluation_loss_on_it(tmp_path):
 
 def test_plain_ce_recipe_trains_like_a_plain_torch_loop(tmp_path):
     """Three windows of 2 x 2 against token-mean cross-entropy written by hand, in gradient and logged loss."""
-    watch = _Watch()
+    watch = Watch()
     trainer = _trainer(tmp_path, 2, 2, CoordObjective.plain_ce(), watch=watch)
     sampler = list(iter(trainer.get_train_dataloader().batch_sampler))
     trainer.train()

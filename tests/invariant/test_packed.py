@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
 from coordexp.data.dataset import RecordDataset
 from coordexp.losses.objective import CoordObjective
@@ -18,23 +17,10 @@ from coordexp.train.launch import training_arguments
 from coordexp.train.options import TrainOptions
 from coordexp.train.trainer import CoordTrainer
 from packs import pack_collator, packed
-from tiny import collator, fresh_model, gradients, records, template, vocab, workspace
+from tiny import Watch, collator, fresh_model, records, template, vocab, workspace
 
 EVERYTHING = {"ce": 0.3, "w1": 0.05, "crps": 0.1, "text_gate": 0.2, "entropy": 0.05, "variance": 1e-4}
 OBJECTIVE = CoordObjective(sigma=4.0, **EVERYTHING)
-
-
-class _Watch(TrainerCallback):
-    def __init__(self):
-        self.gradient = None
-        self.logs = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if self.gradient is None:
-            self.gradient = gradients(model)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        self.logs.append(dict(logs))
 
 
 def make_trainer(tmp_path, train, objective, *, size=1, accumulate=1, steps=1, evaluation=None, eval_batch=4, single_row=False):
@@ -42,7 +28,7 @@ def make_trainer(tmp_path, train, objective, *, size=1, accumulate=1, steps=1, e
         max_steps=steps, per_device_batch_size=size, gradient_accumulation_steps=accumulate, eval_batch_size=eval_batch,
         max_grad_norm=1e9, warmup_steps=0, logging_steps=1, eval_steps=1000, save_steps=1000, report_to=(),
     )  # fmt: skip
-    model, watch = fresh_model(), _Watch()
+    model, watch = fresh_model(), Watch()
     trainer = CoordTrainer(
         model=model,
         objective=objective,

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
 from coordexp.data.dataset import RecordDataset
 from coordexp.losses.objective import CoordObjective
@@ -20,25 +19,19 @@ from coordexp.train.launch import training_arguments
 from coordexp.train.options import TrainOptions
 from coordexp.train.order import EpochSampler
 from coordexp.train.trainer import CoordTrainer
-from tiny import collator, fresh_model, gradients, records, template, vocab, workspace
+from tiny import Watch, collator, fresh_model, records, template, vocab, workspace
 
 OBJECTIVE = CoordObjective(sigma=4.0, ce=0.3, w1=0.05, crps=0.1, text_gate=0.2, entropy=0.05, variance=1e-4)
 
 
-class _Watch(TrainerCallback):
+class _Watch(Watch):
     def __init__(self):
-        self.gradient, self.logs, self.stop_signal = None, [], None
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if self.gradient is None:
-            self.gradient = gradients(model)
+        super().__init__()
+        self.stop_signal = None
 
     def on_step_begin(self, args, state, control, **kwargs):
         if self.stop_signal is not None and args.process_index == 1:
             self.stop_signal.signum = signal.SIGTERM
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        self.logs.append(dict(logs))
 
 
 def make_trainer(folder, samples, *, size, accumulate):

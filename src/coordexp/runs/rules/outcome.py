@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -29,6 +30,13 @@ def _rates(subject: Subject, name: str) -> list[tuple[str, float, str]]:
     return found
 
 
+def _judged(found: list[tuple[str, float, str]], bad: Callable[[float], bool]) -> Verdict:
+    rows = [Evidence(f"{key} is {value:.1%}", where, "certain", {"value": value}) for key, value, where in found if bad(value)]
+    if rows:
+        return finding(*rows)
+    return passed("; ".join(f"{key} {value:.1%}" for key, value, _ in found)) if found else not_applicable("no generated answers")
+
+
 @rule(
     "CX030",
     "Generated boxes repeat",
@@ -39,11 +47,7 @@ def _rates(subject: Subject, name: str) -> list[tuple[str, float, str]]:
     "training records.",
 )
 def cx030(subject: Subject) -> Verdict:
-    found = _rates(subject, "duplicate_rate")
-    rows = [Evidence(f"{key} is {value:.1%}", where, "certain", {"value": value}) for key, value, where in found if value > 0.05]
-    if rows:
-        return finding(*rows)
-    return passed("; ".join(f"{key} {value:.1%}" for key, value, _ in found)) if found else not_applicable("no generated answers")
+    return _judged(_rates(subject, "duplicate_rate"), lambda value: value > 0.05)
 
 
 @rule(
@@ -56,11 +60,7 @@ def cx030(subject: Subject) -> Verdict:
     "count what was not read as missed.",
 )
 def cx031(subject: Subject) -> Verdict:
-    found = _rates(subject, "parse_rate")
-    rows = [Evidence(f"{key} is {value:.1%}", where, "certain", {"value": value}) for key, value, where in found if value < 0.98]
-    if rows:
-        return finding(*rows)
-    return passed("; ".join(f"{key} {value:.1%}" for key, value, _ in found)) if found else not_applicable("no generated answers")
+    return _judged(_rates(subject, "parse_rate"), lambda value: value < 0.98)
 
 
 @rule(
