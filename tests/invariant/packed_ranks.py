@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 import tiny
 
@@ -24,3 +25,6 @@ if __name__ == "__main__":
     trainer.train()
     if trainer.args.process_index == 0:
         torch.save((len(data), watch.gradient, watch.logs), out / "rank0.pt")
+    # Threads of the group that outlive the interpreter would abort it.
+    dist.barrier()
+    dist.destroy_process_group()
