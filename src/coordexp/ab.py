@@ -223,7 +223,8 @@ class _Pool:
         return None
 
     def _run_one(self, task: Task, place: str) -> None:
-        self._changed()
+        with self._turn:
+            self._changed()
         begin = time.monotonic()
         log = self._root / "logs" / f"{task.arm or 'warmup'}-seed{task.seed}.log"
         log.parent.mkdir(exist_ok=True)
@@ -243,8 +244,8 @@ class _Pool:
             self._console.print(
                 f"  {over}/{len(self._tasks)} {task.label}: {task.state}, {task.seconds / 60:.1f} min{where}", highlight=False, soft_wrap=True
             )
+            self._changed()
             self._turn.notify_all()
-        self._changed()
 
     def _start(self, task: Task, place: str, log: Path) -> int:
         config = self._root / "configs" / f"{task.arm or 'warmup'}-seed{task.seed}.yaml"
