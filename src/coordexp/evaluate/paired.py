@@ -22,8 +22,8 @@ def image_ratios(predictions: Path, records: Path, *, convention: str, renamed: 
     """Every statistic that a comparison resamples, by its results key; the rows of each are the records in their order.
 
     ``detection.<readout>.{aware,agnostic}.{f1,precision,recall}.50`` and ``.f1.mean``, ``localisation.<readout>.all.mean_bins``, and of the boxes
-    as they stand ``recall.bins.<bucket>.50`` (class-agnostic, by the size of the true box), ``localisation.file.bins.<bucket>.mean_bins``,
-    ``health.{parse_rate,duplicate_rate,boxes_per_image}``. Grounding and pointing have their own keys. ``renamed`` is what semantic matching made of
+    as they stand ``recall.<size>.50`` (class-agnostic) and ``localisation.file.<size>.mean_bins`` by the size of the true box (``bins.<bucket>``,
+    ``third.<small, middle, large>``) and ``health.{parse_rate,duplicate_rate,boxes_per_image}``. Grounding and pointing have their own keys. ``renamed`` is what semantic matching made of
     predicted descriptions, as results.json holds it.
 
     Raises:
@@ -65,21 +65,26 @@ def _boxes(joined: Joined, samples: Sequence[Sample]) -> dict[str, Ratio]:
 
 
 def _by_size(samples: Sequence[Sample], codec: CoordCodec) -> dict[str, Ratio]:
-    """Recall at IoU .5 and edge error of the true boxes of each size, of the boxes as they stand."""
+    """Recall at IoU .5 and edge error by the size of the true box, of the boxes as they stand.
+
+    ``bins.<bucket>`` where the data fill more than one bucket; ``third.{small,middle,large}`` always: thirds of these very objects.
+    """
     flat = flatten(samples, FILE_READOUT)
     side = sides_bins(flat.true_boxes, flat.true_image, samples, codec)
     hit = count_matches(samples, FILE_READOUT, class_aware=False).pairs[0][1]
     errors = edge_errors(samples, matched_pairs(samples), FILE_READOUT, codec)
+    filled = [(f"bins.{name}", low, high) for name, low, high in BIN_SIZES if ((side >= low) & (side < high)).any()]
+    buckets = filled if len(filled) > 1 else []
+    if side.size:
+        a, b = np.quantile(side, [1 / 3, 2 / 3])
+        buckets = [*buckets, ("third.small", 0.0, a), ("third.middle", a, b), ("third.large", b, np.inf)]
     found = {}
-    for name, low, high in BIN_SIZES:
+    for name, low, high in buckets:
         own, own_hit = (side >= low) & (side < high), (side[hit] >= low) & (side[hit] < high)
-        if not own.any():
-            continue
-        true = _by_image(flat.true_image[own], None, flat.images)
-        found[f"recall.bins.{name}.50"] = Ratio(_by_image(flat.true_image[hit[own_hit]], None, flat.images), true)
+        found[f"recall.{name}.50"] = Ratio(_by_image(flat.true_image[hit[own_hit]], None, flat.images), _by_image(flat.true_image[own], None, flat.images))
         inside = (errors.side_bins >= low) & (errors.side_bins < high)
         sums = _by_image(errors.image[inside], np.abs(errors.bins[inside]).sum(axis=1), flat.images)
-        found[f"localisation.file.bins.{name}.mean_bins"] = Ratio(sums, 4 * _by_image(errors.image[inside], None, flat.images))
+        found[f"localisation.file.{name}.mean_bins"] = Ratio(sums, 4 * _by_image(errors.image[inside], None, flat.images))
     return found
 
 

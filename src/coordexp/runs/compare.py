@@ -17,6 +17,7 @@ import numpy as np
 
 from coordexp.data.staging import atomic_text
 from coordexp.evaluate.bootstrap import LEVEL, Ratio, point, resampled
+from coordexp.evaluate.buckets import BIN_SIZES
 from coordexp.evaluate.paired import image_ratios
 from coordexp.evaluate.predictions import READOUT_NAMES
 from coordexp.evaluate.samples import FILE_READOUT
@@ -40,6 +41,10 @@ class Metric:
     source: Literal["images", "results", "log"] = "images"
 
 
+_SIZES: Final = (
+    *((f"third.{third}", f"{label} third of the objects") for third, label in (("small", "smallest"), ("middle", "middle"), ("large", "largest"))),
+    *((f"bins.{name}", f"objects of {name} bins") for name, _, _ in BIN_SIZES),
+)
 # None of them depends on the recipe: soft_ce, kl and loss are not among them on purpose.
 HEADLINE: Final = (
     Metric("detection.file.agnostic.f1.50", "F1@.5, any class", "share", "higher"),
@@ -55,11 +60,8 @@ HEADLINE: Final = (
 SECONDARY: Final = (
     Metric("detection.file.agnostic.precision.50", "precision@.5, any class", "share", "higher"),
     Metric("detection.file.agnostic.recall.50", "recall@.5, any class", "share", "higher"),
-    *(Metric(f"recall.bins.{name}.50", f"recall@.5, objects of {name} bins", "share", "higher") for name in ("0-8", "8-16", "16-32", "32-64", "64-128", "128+")),
-    *(
-        Metric(f"localisation.file.bins.{name}.mean_bins", f"edge error, objects of {name} bins", "bins", "lower")
-        for name in ("0-8", "8-16", "16-32", "32-64", "64-128", "128+")
-    ),
+    *(Metric(f"recall.{size}.50", f"recall@.5, {label}", "share", "higher") for size, label in _SIZES),
+    *(Metric(f"localisation.file.{size}.mean_bins", f"edge error, {label}", "bins", "lower") for size, label in _SIZES),
     Metric("coco.constant.ap", "COCO AP, constant score", "share", "higher", "results"),
     Metric("coco.file.ap", "COCO AP, scores of the file", "share", "higher", "results"),
     Metric("health.parse_rate", "answers read without a problem", "share", "higher"),
