@@ -121,7 +121,9 @@ def write_ab(plan: AbPlan, root: Path, tasks: list[Task]) -> None:
                 "changed": plan.changed[arm],
                 "runs": {str(t.seed): os.path.relpath(t.folder, root) for t in tasks if t.arm == arm},
                 "states": {str(t.seed): t.state for t in tasks if t.arm == arm},
-                "device_utilisation": {str(t.seed): sum(t.utilisation) / len(t.utilisation) for t in tasks if t.arm == arm and t.utilisation},
+                "device_utilisation": {
+                    str(t.seed): sum(t.utilisation) / len(t.utilisation) for t in tasks if t.arm == arm and t.utilisation
+                },
             }
             for arm in plan.arms
         },
@@ -242,7 +244,9 @@ class _Pool:
             over = sum(t.over for t in self._tasks)
             where = "" if task.state == "complete" else f": see {log}"
             self._console.print(
-                f"  {over}/{len(self._tasks)} {task.label}: {task.state}, {task.seconds / 60:.1f} min{where}", highlight=False, soft_wrap=True
+                f"  {over}/{len(self._tasks)} {task.label}: {task.state}, {task.seconds / 60:.1f} min{where}",
+                highlight=False,
+                soft_wrap=True,
             )
             self._changed()
             self._turn.notify_all()

@@ -16,9 +16,13 @@ _COLORS = {"better": "green", "worse": "red", "different": "yellow"}
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="The folder of a coordexp ab; or two or more run directories, or folders of them (one a seed).")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="The folder of a coordexp ab; or two or more run directories, or folders of them (one a seed).")
+    ],
     baseline: Annotated[str | None, typer.Option(help="The arm the others are compared with (default: the A/B's, or the first).")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for comparison.json and comparison.html (default: the A/B's folder, else here).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for comparison.json and comparison.html (default: the A/B's folder, else here).")
+    ] = None,
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of the images.")] = 10_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead of a table.")] = False,
 ) -> None:

@@ -35,7 +35,9 @@ def image_ratios(predictions: Path, records: Path, *, convention: str, renamed: 
         samples = joined.samples(renamed)
         found |= _boxes(joined, samples)
     if joined.task == "grounding":
-        found |= {f"grounding.{key}": ratio for key, ratio in grounding_scores(joined.rows, joined.truth, joined.readouts).statistics.items()}
+        found |= {
+            f"grounding.{key}": ratio for key, ratio in grounding_scores(joined.rows, joined.truth, joined.readouts).statistics.items()
+        }
     if joined.task == "pointing":
         found |= {f"pointing.{key}": ratio for key, ratio in pointing_scores(joined.rows, joined.truth).statistics.items()}
     stated = np.array([states_parsing(row) for row in joined.rows], dtype=np.float64)
@@ -81,7 +83,9 @@ def _by_size(samples: Sequence[Sample], codec: CoordCodec) -> dict[str, Ratio]:
     found = {}
     for name, low, high in buckets:
         own, own_hit = (side >= low) & (side < high), (side[hit] >= low) & (side[hit] < high)
-        found[f"recall.{name}.50"] = Ratio(_by_image(flat.true_image[hit[own_hit]], None, flat.images), _by_image(flat.true_image[own], None, flat.images))
+        found[f"recall.{name}.50"] = Ratio(
+            _by_image(flat.true_image[hit[own_hit]], None, flat.images), _by_image(flat.true_image[own], None, flat.images)
+        )
         inside = (errors.side_bins >= low) & (errors.side_bins < high)
         sums = _by_image(errors.image[inside], np.abs(errors.bins[inside]).sum(axis=1), flat.images)
         found[f"localisation.file.{name}.mean_bins"] = Ratio(sums, 4 * _by_image(errors.image[inside], None, flat.images))

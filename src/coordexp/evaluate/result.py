@@ -99,9 +99,7 @@ class Joined:
 
     def samples(self, renamed: Mapping[str, str]) -> list[Sample]:
         """The boxes as arrays; a predicted description that is a key of ``renamed`` goes by its value."""
-        return make_samples(
-            self.rows, self.truth, self.readouts[1:], lambda desc: renamed.get(normalise(desc), normalise(desc))
-        )
+        return make_samples(self.rows, self.truth, self.readouts[1:], lambda desc: renamed.get(normalise(desc), normalise(desc)))
 
 
 def join(predictions: Path, records: Path, convention: str) -> Joined:

@@ -42,7 +42,10 @@ class Metric:
 
 
 _SIZES: Final = (
-    *((f"third.{third}", f"{label} third of the objects") for third, label in (("small", "smallest"), ("middle", "middle"), ("large", "largest"))),
+    *(
+        (f"third.{third}", f"{label} third of the objects")
+        for third, label in (("small", "smallest"), ("middle", "middle"), ("large", "largest"))
+    ),
     *((f"bins.{name}", f"objects of {name} bins") for name, _, _ in BIN_SIZES),
 )
 # None of them depends on the recipe: soft_ce, kl and loss are not among them on purpose.
@@ -135,7 +138,9 @@ def write_comparison(result: Compared, out: Path) -> tuple[Path, Path]:
 
     out.mkdir(parents=True, exist_ok=True)
     written = out / "comparison.json", out / "comparison.html"
-    for path, text in zip(written, (json.dumps(result.data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", page(result.data)), strict=True):
+    for path, text in zip(
+        written, (json.dumps(result.data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", page(result.data)), strict=True
+    ):
         with atomic_text(path) as file:
             file.write(text)
     return written
@@ -144,7 +149,9 @@ def write_comparison(result: Compared, out: Path) -> tuple[Path, Path]:
 def _notes(groups: Sequence[Group]) -> list[str]:
     notes = [f"not in the comparison: {line}" for group in groups for line in group.left_out]
     if any(len(group.runs) < 2 for group in groups):
-        notes.append("an arm with one seed has no spread over seeds: its intervals are about images only, and another seed may differ by more")
+        notes.append(
+            "an arm with one seed has no spread over seeds: its intervals are about images only, and another seed may differ by more"
+        )
     if any(group.seeds != groups[0].seeds for group in groups):
         notes.append("the arms have different seeds: the seeds are not paired")
     commits = {str((run.manifest.get("git") or {}).get("commit")) for group in groups for run in group.runs}

@@ -52,7 +52,11 @@ def signed(value: float, unit: str) -> str:
 def page(data: Mapping[str, Any]) -> str:
     """The page of a comparison."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("coordexp.runs"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("coordexp.runs"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     speeds = [
         (label, [_speed_text(arm["speed"].get(key), digits) for arm in data["arms"].values()])
@@ -135,7 +139,15 @@ def _draw(lines: Mapping[str, list[list[float]]], salt: str) -> str:
         axes.yaxis.set_major_locator(MaxNLocator(4))
         for i, rows in enumerate(lines.values()):
             style = _STYLES[i % len(_STYLES)]
-            axes.plot([r[0] for r in rows], [r[1] for r in rows], color=f"#0a0a{10 + i % _ARMS:02x}", linestyle=style, linewidth=1.5, marker="o", markersize=2.4)
+            axes.plot(
+                [r[0] for r in rows],
+                [r[1] for r in rows],
+                color=f"#0a0a{10 + i % _ARMS:02x}",
+                linestyle=style,
+                linewidth=1.5,
+                marker="o",
+                markersize=2.4,
+            )
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = charts._inline(buffer.getvalue())
@@ -161,4 +173,6 @@ def _provenance(data: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _machine(hardware: Mapping[str, Any]) -> str:
     devices = ", ".join(str(d["name"]) for d in hardware.get("cuda", []))
     memory = hardware.get("memory_gib", math.nan)
-    return f"{hardware.get('processor', hardware.get('machine', 'unknown'))}, {hardware.get('cpu_count')} cores, {memory} GiB" + (f", {devices}" if devices else "")
+    return f"{hardware.get('processor', hardware.get('machine', 'unknown'))}, {hardware.get('cpu_count')} cores, {memory} GiB" + (
+        f", {devices}" if devices else ""
+    )

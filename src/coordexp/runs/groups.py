@@ -210,7 +210,9 @@ def _short(text: str) -> str:
 def _with_changes(group: Group, baseline: Group) -> Group:
     a, b = _flat(baseline.runs[0].config), _flat(group.runs[0].config)
     keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and not key.startswith(_NOT_VARIABLES))
-    return Group(group.name, group.runs, tuple(f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in keys), group.left_out, group.utilisation)
+    return Group(
+        group.name, group.runs, tuple(f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in keys), group.left_out, group.utilisation
+    )
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
