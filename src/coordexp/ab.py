@@ -10,11 +10,13 @@ import fcntl
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -177,18 +179,13 @@ class _Pool:
         self._children: set[subprocess.Popen[bytes]] = set()
         self._stopped: int | None = None
         self._refused: list[str] = []
-        self._faults: list[BaseException] = []
+        self._futures: list[Future[None]] = []
 
     def run(self) -> None:
-        threads = [threading.Thread(target=self._work, args=(place,), daemon=True) for place in self._places]
-        with _signals(self._stop):
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(_POLL_SECONDS)
-        if self._faults:
-            raise self._faults[0]
+        with _signals(self._stop), ThreadPoolExecutor(len(self._places)) as threads:
+            self._futures = [threads.submit(self._work, place) for place in self._places]
+            for future in self._futures:
+                future.result()
         if self._refused:
             raise ConfigError(self._refused)
         if self._stopped is not None:
@@ -201,17 +198,12 @@ class _Pool:
             child.send_signal(signum)
 
     def _work(self, place: str) -> None:
-        try:
-            while (task := self._take()) is not None:
-                self._run_one(task, place)
-        except BaseException as fault:
-            self._faults.append(fault)
-        with self._turn:
-            self._turn.notify_all()
+        while (task := self._take()) is not None:
+            self._run_one(task, place)
 
     def _take(self) -> Task | None:
         with self._turn:
-            while self._stopped is None and not self._refused and not self._faults:
+            while self._stopped is None and not self._refused and not any(f.done() and f.exception() for f in self._futures):
                 for task in self._tasks:
                     if task.state == "waiting" and task.needs is not None and task.needs.state in ("failed", "stopped"):
                         task.state = task.needs.state
@@ -293,9 +285,7 @@ def gpu_utilisation(index: str) -> float | None:
 @contextmanager
 def _signals(stop: Callable[[int], None]) -> Iterator[None]:
     """SIGINT and SIGTERM go to ``stop``, once; a second one ends this process the ordinary way."""
-    import signal
-
-    before: dict[int, Any] = {}
+    before: dict[signal.Signals, Any] = {}
 
     def handler(signum: int, frame: Any) -> None:
         for number, old in before.items():

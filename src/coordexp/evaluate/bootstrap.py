@@ -65,7 +65,7 @@ def intervals(statistics: Mapping[str, Ratio], *, resamples: int, seed: int) -> 
 
 
 def resampled(statistics: Mapping[str, Ratio], images: int, *, resamples: int, seed: int) -> dict[str, NDArray[np.float64]]:
-    """Each statistic ``[resamples]`` over draws of the images, NaN where it is undefined; the draws depend on ``seed`` and ``images`` only."""
+    """Each statistic ``[resamples]`` over draws of the images, NaN where undefined; the draws depend on ``seed`` and ``images`` only."""
     found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in statistics}
     for weights in draws(images, resamples=resamples, seed=seed):
         for name, statistic in statistics.items():

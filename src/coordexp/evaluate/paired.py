@@ -21,10 +21,10 @@ from coordexp.evaluate.samples import FILE_READOUT, FloatArray, IntArray, Sample
 def image_ratios(predictions: Path, records: Path, *, convention: str, renamed: Mapping[str, str]) -> dict[str, Ratio]:
     """Every statistic that a comparison resamples, by its results key; the rows of each are the records in their order.
 
-    ``detection.<readout>.{aware,agnostic}.{f1,precision,recall}.50`` and ``.f1.mean``, ``localisation.<readout>.all.mean_bins``, and of the boxes
-    as they stand ``recall.<size>.50`` (class-agnostic) and ``localisation.file.<size>.mean_bins`` by the size of the true box (``bins.<bucket>``,
-    ``third.<small, middle, large>``) and ``health.{parse_rate,duplicate_rate,boxes_per_image}``. Grounding and pointing have their own keys. ``renamed`` is what semantic matching made of
-    predicted descriptions, as results.json holds it.
+    ``detection.<readout>.{aware,agnostic}.{f1,precision,recall}.50`` and ``.f1.mean``, ``localisation.<readout>.all.mean_bins``. Of
+    the boxes as they stand ``recall.<size>.50`` (class-agnostic) and ``localisation.file.<size>.mean_bins`` by the size of the true box
+    (``bins.<bucket>``, ``third.<small, middle, large>``), and ``health.{parse_rate,duplicate_rate,boxes_per_image}``. Grounding and
+    pointing have their own keys. ``renamed`` is what semantic matching made of predicted descriptions, as results.json holds it.
 
     Raises:
         CoordexpError: files that cannot be read or do not fit together.

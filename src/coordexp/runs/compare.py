@@ -223,7 +223,7 @@ def _plain(d: Difference, metric: Metric) -> dict[str, Any]:
 
 
 def verdict(d: Difference, better: Better) -> str:
-    """``better``, ``worse``, ``different`` (neither direction is better), ``not shown``, or ``no interval``; headline metrics after Holm."""
+    """``better``, ``worse``, ``different`` (neither direction is better), ``not shown``, ``no interval``; headline metrics after Holm."""
     if d.interval is None:
         return "no interval"
     apart = d.shown if d.p_holm is not None else (d.interval[0] > 0 or d.interval[1] < 0)

@@ -46,7 +46,7 @@ def value_text(value: float | None, unit: str) -> str:
 def signed(value: float, unit: str) -> str:
     """A difference with its sign; what rounds to nothing has none."""
     text = f"{value:+.{_DIGITS[unit]}f}"
-    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
+    return text.lstrip("+-") if float(text) == 0 else text
 
 
 def page(data: Mapping[str, Any]) -> str:
@@ -97,7 +97,8 @@ def _forest(data: Mapping[str, Any], key: str) -> dict[str, Any]:
     rows = []
     for arm, d in found.items():
         rows.append({
-            "arm": arm, "mean": value_text(data["arms"][arm]["metrics"][key]["mean"], metric["unit"]), "difference": signed(d["value"], metric["unit"]),
+            "arm": arm, "mean": value_text(data["arms"][arm]["metrics"][key]["mean"], metric["unit"]),
+            "difference": signed(d["value"], metric["unit"]),
             "interval": None if d["interval"] is None else [signed(v, metric["unit"]) for v in d["interval"]],
             "at": place(d["value"]), "span": None if d["interval"] is None else [place(v) for v in d["interval"]],
             "p": _p_text(d["p_holm"]), "detectable": None if d["detectable"] is None else value_text(d["detectable"], metric["unit"]),

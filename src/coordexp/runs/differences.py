@@ -40,7 +40,7 @@ class Difference:
 
     ``by_seed`` pairs the seeds (empty if the two have different ones); ``seed_sd`` is their standard deviation, of one run.
     ``image_interval``: paired bootstrap over images, these seeds. ``interval``: images and seeds together. ``p`` two-sided, ``p_holm``
-    corrected; ``detectable``: the true difference that would be found in 80 % of such comparisons, at 5 %, uncorrected. None: cannot be said.
+    corrected; ``detectable``: the true difference that would be found in 80 % of such comparisons, at 5 %, uncorrected. None: unknown.
     """
 
     value: float

@@ -284,7 +284,7 @@ def hardware() -> dict[str, Any]:
 
 
 def peak_memory() -> dict[str, float]:
-    """The most memory this process has held, in MiB: ``host`` (resident), and ``device`` (what torch allocated on GPUs) if torch is loaded."""
+    """The most memory this process has held, in MiB: ``host`` (resident), and ``device`` (allocated on GPUs) if torch is loaded."""
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss counts bytes there, KiB elsewhere
     found = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
     torch = sys.modules.get("torch")
