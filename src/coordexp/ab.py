@@ -16,13 +16,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from coordexp.config.arms import AbPlan, with_seed
 from coordexp.config.load import config_sha256, differing_keys, dump_config, load_config, to_plain
@@ -184,6 +185,7 @@ class _Pool:
     def run(self) -> None:
         with _signals(self._stop), ThreadPoolExecutor(len(self._places)) as threads:
             self._futures = [threads.submit(self._work, place) for place in self._places]
+            self._watch()
             for future in self._futures:
                 future.result()
         if self._refused:
@@ -191,6 +193,23 @@ class _Pool:
         if self._stopped is not None:
             self._console.print(f"{self._root}: not all runs are done: the same command goes on", soft_wrap=True)
             raise RunStopped(self._stopped)
+
+    def _watch(self) -> None:
+        """Show on a terminal how far the running ones are, until all workers are done."""
+        bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(),
+            console=self._console, transient=True, disable=not self._console.is_terminal,
+        )  # fmt: skip
+        shown: dict[str, TaskID] = {}
+        with bar:
+            while not wait(self._futures, timeout=_POLL_SECONDS).done >= set(self._futures):
+                running = {task.label: task for task in self._tasks if task.state == "running"}
+                for label, task in running.items():
+                    if label not in shown:
+                        shown[label] = bar.add_task(label, total=task.config.train.max_steps)
+                    bar.update(shown[label], completed=_step(task.folder / "logging.jsonl"))
+                for label in shown.keys() - running.keys():
+                    bar.remove_task(shown.pop(label))
 
     def _stop(self, signum: int) -> None:
         self._stopped = signum
@@ -270,6 +289,17 @@ class _Pool:
                     task.utilisation.append(busy)
             self._children.discard(child)
         return child.returncode
+
+
+def _step(log: Path) -> int:
+    """The step of a log's last whole row; 0 before the first."""
+    if not log.is_file():
+        return 0
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 65536))
+        lines = file.read().split(b"\n")[:-1]
+    rows = (json.loads(line) for line in reversed(lines) if line.startswith(b"{") and line.endswith(b"}"))
+    return next((int(row["step"]) for row in rows if "step" in row), 0)
 
 
 def gpu_utilisation(index: str) -> float | None:
