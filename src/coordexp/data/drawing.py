@@ -35,7 +35,7 @@ _FONT_SIZE: Final = 15
 _LONGEST_LABEL: Final = 40
 # Cells of an edge curve over the image's side, and the share of its peak under which it is not drawn.
 _CELLS: Final = 200
-_LEAST_OF_PEAK: Final = 0.04
+_LEAST_OF_PEAK: Final = 0.06
 
 
 @dataclass(frozen=True)

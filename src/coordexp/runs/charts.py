@@ -69,7 +69,6 @@ class Chart:
 LOSS_PANELS: Final = (
     Panel("loss", "Total loss", "weighted sum"),
     Panel("base_ce/loss", "Text cross-entropy", "nats"),
-    Panel("coord_softce_w1/loss", "Coordinate loss", "weighted sum"),
     Panel("coord_softce_w1/soft_ce", "Soft cross-entropy", "nats"),
     Panel("coord_softce_w1/gate", "Gate", "nats"),
 )
@@ -84,14 +83,16 @@ DISTRIBUTION_PANELS: Final = (
     Panel("coord_dist/entropy", "Entropy", "nats"),
     Panel("coord_dist/std", "Standard deviation", "bins"),
     Panel("coord_dist/multimodal_frac", "More than one mode", "share", (0.0, 1.0)),
-    Panel("coord_softce_w1/coord_vocab_mass", "Coordinate mass where one is due", "share", (0.0, 1.0)),
-    Panel("coord_monitor/coord_vocab_mass_at_gt_text", "Coordinate mass at text", "share"),
+    Panel("coord_softce_w1/p_gt_mean", "Probability of the true bin", "share"),
+    Panel("coord_dist/signed_bias", "Signed bias of the median", "bins"),
+    Panel("coord_softce_w1/coord_vocab_mass", "Mass where due", "share", (0.0, 1.0)),
+    Panel("coord_monitor/coord_vocab_mass_at_gt_text", "Mass at text", "share"),
 )
 SPEED_PANELS: Final = (
     Panel("speed/tokens_per_s", "Tokens", "tokens/s", zero=True),
     Panel("speed/supervised_tokens_per_s", "Supervised tokens", "tokens/s", zero=True),
     Panel("speed/samples_per_s", "Images", "images/s", zero=True),
-    Panel("speed/loss_share", "Loss layer's part of the step", "share", zero=True),
+    Panel("speed/loss_share", "Loss layer, part of a step", "share", zero=True),
 )
 
 
@@ -205,7 +206,8 @@ def _inline(svg: str) -> str:
     body = re.sub(r'(<svg[^>]*?) version="[^"]*"', r'\1 aria-hidden="true" focusable="false"', body, count=1)
     body = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", body)
     body = re.sub(r" font-family: [^;\"]*;", "", body)
-    body = re.sub(r"(\d\.\d\d)\d+", r"\1", body)
+    # Coordinates need no more than two decimals; the text of labels stays as it is.
+    body = re.sub(r'="[^"]*"', lambda found: re.sub(r"(\d\.\d\d)\d+", r"\1", found[0]), body)
     for stand_in, variable in _STAND_INS.items():
         body = body.replace(stand_in, variable)
     return re.sub(r"\n\s*", "\n", body).strip()

@@ -26,7 +26,7 @@ _SMALL_SIDE: Final = 256
 _JPEG_STEPS: Final = ((560, 82), (480, 75), (400, 68), (320, 60))
 # Shares of the image's longer side, at the size that the report shows it.
 _FONT: Final = 0.042
-_CURVE: Final = 0.075
+_CURVE: Final = 0.06
 
 
 @dataclass(frozen=True)
