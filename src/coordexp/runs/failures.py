@@ -96,6 +96,8 @@ def name_confusion(records: Sequence[Record], predictions: Mapping[str, Predicti
         ComparisonError: sizes that differ between records and predictions, or records with points.
     """
     paired = [(p, record) for record in records if (p := predictions.get(record.image_id)) is not None]
+    if not paired:
+        return None
     samples = make_samples([p for p, _ in paired], [record for _, record in paired], ())
     pairs: Counter[tuple[str, str]] = Counter()
     for sample, (predicted, true) in zip(samples, matched_pairs(samples), strict=True):
