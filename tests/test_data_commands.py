@@ -164,7 +164,7 @@ def test_render_writes_pictures_answers_and_a_page_or_nothing(folder, monkeypatc
     assert "&lt;b&gt;&amp;" in page
     assert "<b>&" not in page
     assert (folder / "r/0002.txt").read_text() == '{"objects": []}\n'
-    row_of = {"image_id": "0", "width": 0, "height": 0, "score_source": None, "objects": [{"desc": "<i>", "bbox_2d": [1, 1, 20, 20]}]}
+    row_of = {"image_id": "nowhere", "width": 9, "height": 9, "score_source": None, "objects": [{"desc": "<i>", "bbox_2d": [1, 1, 20, 20]}]}
     record = read_records(path).records[0]
     (folder / "p.jsonl").write_text(
         json.dumps(row_of | {"image_id": record.image_id, "width": record.width, "height": record.height}) + "\n"

@@ -152,7 +152,7 @@ def test_log_without_evaluation_rows_and_with_nan_still_draws(run_dir: Path, tmp
     rows = '{"step": 1, "loss": 3.0}\n{"step": 2, "loss": NaN}\n{"step": 3, "loss": 2.0}\n'
     text = changed(run_dir, tmp_path / "run", write={"logging.jsonl": rows})
     assert "The log has no evaluation rows." in text
-    assert "1 values that are not finite" in text
+    assert "1 value that is not finite" in text
     assert "Not in this log: Text cross-entropy" in text
 
 

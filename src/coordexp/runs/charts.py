@@ -83,8 +83,8 @@ DISTRIBUTION_PANELS: Final = (
     Panel("coord_dist/entropy", "Entropy", "nats"),
     Panel("coord_dist/std", "Standard deviation", "bins"),
     Panel("coord_dist/multimodal_frac", "More than one mode", "share", (0.0, 1.0)),
-    Panel("coord_softce_w1/p_gt_mean", "Probability of the true bin", "share"),
-    Panel("coord_dist/signed_bias", "Signed bias of the median", "bins"),
+    Panel("coord_softce_w1/p_gt_mean", "p of the true bin", "share"),
+    Panel("coord_dist/signed_bias", "Signed bias", "bins"),
     Panel("coord_softce_w1/coord_vocab_mass", "Mass where due", "share", (0.0, 1.0)),
     Panel("coord_monitor/coord_vocab_mass_at_gt_text", "Mass at text", "share"),
 )

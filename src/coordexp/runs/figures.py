@@ -150,7 +150,12 @@ def ratio_plot(log: RunLog) -> Plot | None:
             axes.plot(steps, values, color=SERIES[i], linewidth=1.3, marker="o", markersize=3.4)
         axes.set_yscale("log")
         axes.set_ylim(low, high)
-        ticks = [t for t in (0.1, 0.125, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.33, 2, 4, 8, 10, 100) if low <= t <= high]
+        marks = (
+            (0.75, 0.9, 1.0, 1.1, 1.33)
+            if high < 2 * low
+            else (0.001, 0.01, 0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 100.0, 1000.0)
+        )
+        ticks = [t for t in marks if low <= t <= high]
         axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
         axes.minorticks_off()
         svg = to_svg(figure)
@@ -189,6 +194,7 @@ def pit_plot(rows: Sequence[Mapping[str, Any]], metrics: Metrics) -> Plot | None
         axes.axhline(1.0, color=INK, linewidth=1.1, linestyle=(0, (2, 2)))
         axes.set_xlim(0, 1)
         axes.set_ylim(bottom=0)
+        axes.tick_params(axis="x", pad=6)
         svg = to_svg(figure)
     return Plot(
         "PIT histogram",
@@ -248,7 +254,7 @@ def error_curve(rows: Sequence[Mapping[str, Any]]) -> Plot | None:
             axes.plot([at, at], [0, level], color=GRID, linewidth=1.2)
             axes.plot([at], [level], color=INK, linewidth=0, marker="o", markersize=3.6)
         axes.set_xscale("log")
-        ticks = (1, 3, 10, 30, 100, 300, 1000)
+        ticks = (1, 3, 10, 30, 100, 300)
         axes.set_xticks([t for t in ticks if edges[1] <= t <= edges[-1]], [f"{t:g}" for t in ticks if edges[1] <= t <= edges[-1]])
         axes.minorticks_off()
         axes.set_xlim(edges[1], edges[-1])

@@ -91,11 +91,13 @@ class _Parts:
             return default
 
     def attempt(self, what: str, make: Callable[[], T]) -> T | None:
-        """What ``make`` returns, or None with a problem noted."""
+        """What ``make`` returns, or None with a problem noted, once."""
         try:
             return make()
         except CoordexpError as error:
-            self.problems.append(f"{what}: {self.shorten(str(error))}")
+            message = self.shorten(str(error))
+            if message not in self.problems:
+                self.problems.append(f"{what}: {message}")
             return None
 
     def draw(self, what: str, *makers: Callable[[], figures.Plot | None]) -> list[figures.Plot]:
@@ -154,7 +156,8 @@ def _curves(log: RunLog, parts: _Parts, metrics: tables.Metrics) -> dict[str, An
     drawn = _charts(log, parts)
     dropped = sum(chart.dropped for group in drawn.values() for chart in group["charts"])
     if dropped:
-        parts.problems.append(f"logging.jsonl: {dropped} values that are not finite are gaps in the charts.")
+        said = "1 value that is not finite is a gap" if dropped == 1 else f"{dropped} values that are not finite are gaps"
+        parts.problems.append(f"logging.jsonl: {said} in the charts.")
     none: list[dict[str, Any]] = []
     rows = parts.load("histograms.jsonl", figures.read_histograms, none, None)
     return {
