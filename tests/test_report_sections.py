@@ -124,6 +124,15 @@ def test_report_of_a_run_that_stopped_at_once_still_says_what_there_is(tmp_path:
     assert len(split(text)) == 11
 
 
+def test_distributions_of_another_grid_are_not_drawn_and_it_is_said(run_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_dir, tmp_path / "run")
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    (tmp_path / "run/manifest.json").write_text(json.dumps(manifest | {"convention": "norm1000"}))
+    text = write_report(tmp_path / "run", ReportOptions()).read_text()
+    assert 'class="curve"' not in text
+    assert "distributions over 1000 bins do not fit the convention norm1000" in text
+
+
 def test_an_audit_file_of_another_log_is_not_shown(run_dir: Path, tmp_path: Path) -> None:
     old = {
         "rules": [{"code": "CX999", "title": "An old finding", "outcome": "finding", "severity": "severe", "evidence": [], "advice": ""}]

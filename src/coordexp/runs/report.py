@@ -185,7 +185,10 @@ def _answers(parts: _Parts, count: int, manifest: Mapping[str, Any]) -> dict[str
     saved = parts.load(folder, lambda p: _distributions(p, {r.image_id for r in records[:count]}), saved, None)
     convention = str(manifest.get("convention", "norm999"))
     codec = CoordCodec(CONVENTIONS[convention].bins, convention) if convention in CONVENTIONS else None
-    pictures, unopened = make_pictures(records[:count], predictions, saved if codec else {}, codec)
+    other = {item.num_bins for item in saved.values()} - {codec.num_bins if codec else None}
+    if other:
+        parts.problems.append(f"{folder}: distributions over {max(other)} bins do not fit the convention {convention}: not drawn.")
+    pictures, unopened = make_pictures(records[:count], predictions, {} if other else saved, codec)
     if pictures:
         parts.problems += [f"picture left out: {parts.shorten(line)}" for line in unopened]
     return {
