@@ -180,6 +180,10 @@ def test_large_noisy_images_stay_within_the_size_budget(tmp_path: Path) -> None:
     text = target.read_text()
     assert text.count("<img ") == 12
     assert "With more than" in text
+    # The 12th record: every name with its number, on the colour that its boxes have.
+    page = Page(text)
+    assert "True, 12" in page.text
+    assert [a["class"] for a in page.of("svg") if a.get("class") == "crowded"]
 
 
 def test_at_least_eight_pictures_are_shown(run_dir: Path, tmp_path: Path) -> None:

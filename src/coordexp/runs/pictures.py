@@ -74,7 +74,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with its true and predicted objects. ``prediction`` says what is odd about the answer, if anything."""
+    """An image with its true and predicted objects. ``prediction`` says what is odd about the answer, if anything.
+
+    ``true_counts``, ``predicted_counts``: most frequent names with their number as the tag, where there are too many objects to list.
+    """
 
     image_id: str
     source: str
@@ -85,8 +88,9 @@ class Picture:
     curves: tuple[Curve, ...]
     true: tuple[Named, ...]
     predicted: tuple[Named, ...]
-    true_counts: str | None
-    predicted_counts: str | None
+    true_counts: tuple[Named, ...]
+    predicted_counts: tuple[Named, ...]
+    crowded: bool
     prediction: str | None
     font_size: float
     alt: str
@@ -140,8 +144,9 @@ def _picture(
         curves=tuple(_curves(predicted, saved, codec, size)) if few and saved is not None else (),
         true=tuple(Named(str(i + 1), caption(o), class_color(o.desc)) for i, o in enumerate(record.objects)),
         predicted=tuple(_named(mark, item, truths) for mark, item in zip(marks[len(record.objects) :], predicted, strict=True)),
-        true_counts=_counts([caption(o) for o in record.objects]),
+        true_counts=_counts([o.desc for o in record.objects]),
         predicted_counts=_counts([o.desc for o in predicted]),
+        crowded=any(crowded.values()),
         prediction=_oddity(prediction),
         font_size=round(font_size, 2),
         alt=(
@@ -213,11 +218,11 @@ def _oddity(prediction: Prediction | None) -> str | None:
     return "; ".join(parts) or None
 
 
-def _counts(names: Sequence[str]) -> str | None:
-    """Descriptions with their counts where a list of every object would be too long."""
+def _counts(names: Sequence[str]) -> tuple[Named, ...]:
+    """The most frequent descriptions with their counts where a list of every object would be too long."""
     if len(names) <= MANY_OBJECTS:
-        return None
-    return ", ".join(f"{desc} ×{count}" for desc, count in Counter(names).most_common(6))
+        return ()
+    return tuple(Named(str(count), desc, class_color(desc)) for desc, count in Counter(names).most_common(6))
 
 
 def _spoken(names: Sequence[str]) -> str:

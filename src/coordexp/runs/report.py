@@ -193,6 +193,7 @@ def _answers(parts: _Parts, count: int, manifest: Mapping[str, Any]) -> dict[str
         parts.problems += [f"picture left out: {parts.shorten(line)}" for line in unopened]
     return {
         "pictures": pictures,
+        "has_saved": bool(saved),
         "has_curves": any(picture.curves for picture in pictures),
         "pictures_missing": _no_pictures(records, unopened),
         "has_predictions": bool(predictions),
@@ -208,7 +209,7 @@ def _missing(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         (content["audit"], "audit", "audit findings: there is no log to audit"),
         (content["pictures"], "pictures", "pictures: no readable test records or image files"),
         (content["has_predictions"], "answers", "predicted boxes and failures: the run has no predictions.jsonl"),
-        (content["has_curves"], "pictures", "distributions at the edges: none were saved (decode.save_distributions)"),
+        (content["has_saved"], "pictures", "distributions at the edges: none were saved (decode.save_distributions)"),
         (content["loss_plots"] or content["charts"]["loss"]["charts"], "loss", "loss curves: the run has no log with loss terms"),
         (content["has_histograms"], "calibration", "PIT of the evaluation data: the run has no histograms.jsonl"),
         (content["has_calibration"], "calibration", "calibration of predicted boxes: the results have none"),
