@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 READOUTS = ("file", "argmax", "expectation", "median", "topk_mean", "window", "auto")
@@ -44,10 +45,13 @@ def make_run(root: Path, *, images: int = 14, side: int = 96, objects: int = 3, 
     (root / "config.yaml").write_text(CONFIG)
     _write_json(root / "manifest.json", manifest(status))
     _write_lines(root / "logging.jsonl", log_rows())
+    _write_lines(root / "histograms.jsonl", histograms())
     _write_json(root / "results.json", results())
     records = scenes(root / "data", images, side, objects)
     _write_lines(root / "data" / "test.jsonl", records)
-    _write_lines(root / "predictions.jsonl", [prediction(record, i) for i, record in enumerate(records)])
+    answers = [prediction(record, i) for i, record in enumerate(records)]
+    _write_lines(root / "predictions.jsonl", answers)
+    save_distributions(root / "predictions.jsonl.distributions", answers)
     return root
 
 
@@ -84,7 +88,9 @@ def log_rows() -> list[dict[str, Any]]:
     noise = random.Random(1)
     rows: list[dict[str, Any]] = [{"schema": 1, "kind": "header", "config_sha256": "3f" * 32, "git": None, "versions": {}}]
     for step in range(10, 601, 10):
-        rows.append({"step": step, "epoch": step / 250, "learning_rate": 1e-3, **_terms(step, noise, 1.0, "")})
+        speed = {"tokens_per_s": 4000 + step, "supervised_tokens_per_s": 2000, "samples_per_s": 31, "loss_share": 0.06}
+        named = {f"speed/{key}": value for key, value in speed.items()}
+        rows.append({"step": step, "epoch": step / 250, "learning_rate": 1e-3, **_terms(step, noise, 1.0, ""), **named})
         if step % 100 == 0:
             rows.append({"step": step, "epoch": step / 250, **_terms(step, noise, 1.08, "eval_")})
     return rows
@@ -99,7 +105,16 @@ def _terms(step: int, noise: random.Random, scale: float, prefix: str) -> dict[s
         "coord_softce_w1/loss": kl + gate + 3.1,
         "coord_softce_w1/soft_ce": kl + 3.1,
         "coord_softce_w1/gate": gate,
+        "contrib/text_ce": text,
+        "contrib/soft_ce": kl + 3.1,
+        "contrib/gate": gate,
+        "contrib/w1": 0.0,
         "coord_dist/kl": kl,
+        "coord_dist/entropy": 3.1 + 2 * fall,
+        "coord_dist/coverage_50": 0.55,
+        "coord_dist/coverage_80": 0.83,
+        "coord_dist/coverage_95": 0.96,
+        "coord_monitor/coord_vocab_mass_at_gt_text": 0.02 * fall,
         "coord_dist/crps": 190 * fall,
         "coord_dist/argmax_bin_mae": 230 * fall,
         "coord_dist/median_bin_mae": 205 * fall,
@@ -131,7 +146,15 @@ def results() -> dict[str, Any]:
                 put(f"localisation.{readout}.{slot}.mean_{unit}", mean * size, 1.7 * size)
                 put(f"localisation.{readout}.{slot}.median_{unit}", 0.7 * mean * size)
                 put(f"localisation.{readout}.{slot}.p90_{unit}", 2.1 * mean * size)
+        for size, count in (("small", 120), ("medium", 181), ("large", 0)):
+            put(f"localisation.{readout}.size.{size}.mean_px", 2.5 + rank + (size == "small") if count else None)
+            put(f"localisation.{readout}.size.{size}.n", count)
     put("localisation.matched", 301)
+    for level in (50, 80, 90, 95):
+        put(f"calibration.all.coverage_{level}", min(1.0, level / 100 + 0.04))
+    for k in range(10):
+        put(f"calibration.pit_histogram.{k}", 0.1)
+    put("calibration.all.n", 1204)
     for key, value in (
         ("ap", 0.231),
         ("ap50", 0.402),
@@ -151,6 +174,37 @@ def results() -> dict[str, Any]:
     content["counts"] = {"original": 200, "effective": 200}
     content["provenance"] = {"predictions_sha256": "cd" * 32, "records_sha256": "ab" * 32, "options": {"bootstrap": 1000, "seed": 0}}
     return content
+
+
+def histograms() -> list[dict[str, Any]]:
+    """Of one training row and one evaluation: PIT with a hump in the middle, errors mostly below 20 bins."""
+    pit = {"low": 0.0, "high": 1.0, "counts": [20 + min(i, 99 - i) for i in range(100)]}
+    error = {"low": 0.0, "high": 1000.0, "counts": [max(0, 40 - i) for i in range(2000)]}
+    return [
+        {"step": 590, "coord_dist/pit": pit, "coord_dist/abs_err": error},
+        {"step": 600, "eval_coord_dist/pit": pit, "eval_coord_dist/abs_err": error},
+    ]
+
+
+def save_distributions(folder: Path, answers: list[dict[str, Any]]) -> None:
+    """Gaussians of 20 bins around every predicted edge, in the layout that the predictor writes."""
+    folder.mkdir()
+    rows = [
+        (n, o, s, item["bbox_2d"][s] / a["width"] * 999)
+        for n, a in enumerate(answers)
+        for o, item in enumerate(a["objects"])
+        for s in range(4)
+    ]
+    near = [np.arange(max(0, int(c) - 60), min(999, int(c) + 60) + 1) for *_, c in rows]
+    probs = [np.exp(-0.5 * ((k - row[3]) / 20) ** 2) for k, row in zip(near, rows, strict=True)]
+    np.savez_compressed(
+        folder / "00000000.npz",
+        image_ids=np.array([a["image_id"] for a in answers]), num_bins=np.array(1000),
+        image=np.array([r[0] for r in rows], np.int32), object=np.array([r[1] for r in rows], np.int32),
+        slot=np.array([r[2] for r in rows], np.int8), indptr=np.cumsum([0, *map(len, near)]),
+        bins=np.concatenate([np.zeros(0, np.uint16), *near]).astype(np.uint16),
+        probs=np.concatenate([np.zeros(0), *(p / p.sum() for p in probs)]).astype(np.float16), rest=np.zeros(len(rows), np.float32),
+    )  # fmt: skip
 
 
 def scenes(folder: Path, count: int, side: int, objects: int) -> list[dict[str, Any]]:

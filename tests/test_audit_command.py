@@ -65,7 +65,7 @@ def test_a_run_directory_gets_its_audit_and_the_report_shows_it(tmp_path, monkey
     assert code == 1
     assert (run / "audit.json").read_text() == out
     assert call(monkeypatch, capsys, "report", run)[0] == 0
-    assert "CX010: Values that are not finite" in (run / "report.html").read_text()
+    assert '<h3>Values that are not finite <span class="muted"><a href="#cx010">CX010</a>' in (run / "report.html").read_text()
     assert not list(run.glob(".*tmp"))
 
 

@@ -11,7 +11,8 @@ import torch
 from coordexp import distribution
 from coordexp.codec import CoordCodec
 from coordexp.errors import DataError
-from coordexp.evaluate.calibration import calibration_metrics, pit, read_distributions
+from coordexp.evaluate.calibration import calibration_metrics, pit
+from coordexp.evaluate.distributions import read_distributions
 from coordexp.evaluate.localisation import matched_pairs
 from coordexp.evaluate.samples import Sample
 
@@ -30,6 +31,7 @@ def save(folder: Path, rows: list[tuple[str, int, int, np.ndarray]], name: str =
     kept = [np.flatnonzero(p >= 1e-6) for *_, p in rows]
     arrays = {
         "image_ids": np.array(ids),
+        "num_bins": np.array(K),
         "image": np.array([ids.index(row[0]) for row in rows], dtype=np.int32),
         "object": np.array([row[1] for row in rows], dtype=np.int32),
         "slot": np.array([row[2] for row in rows], dtype=np.int8),
@@ -95,8 +97,15 @@ def test_damaged_or_missing_distributions_are_one_line(tmp_path: Path) -> None:
         calibration_metrics(read_distributions(folder), samples, matched_pairs(samples), CODEC)
     (folder / "1.npz").write_bytes((folder / "0.npz").read_bytes()[:100])
     with pytest.raises(DataError, match=r"d/1\.npz: expected distributions") as caught:
-        read_distributions(folder)
+        list(read_distributions(folder))
     assert "\n" not in str(caught.value)
-    save(folder, [("im0", 0, 0, gaussian(5, 2))], "1.npz", indptr=np.array([0, 1]))
-    with pytest.raises(DataError, match=r"d/1\.npz: expected arrays that fit together"):
-        read_distributions(folder)
+    for changes in ({"indptr": np.array([0, 1])}, {"slot": np.array([4])}, {"image": np.array([1])}, {"num_bins": np.array(3)}):
+        save(folder, [("im0", 0, 0, gaussian(5, 2))], "1.npz", **changes)
+        with pytest.raises(DataError, match=r"d/1\.npz: expected arrays that fit together"):
+            list(read_distributions(folder))
+
+
+def test_distributions_over_another_grid_are_refused(tmp_path: Path) -> None:
+    folder, samples = scenes(tmp_path, 1.0)
+    with pytest.raises(DataError, match="expected 1001 bins, those of norm1000, got 1000"):
+        calibration_metrics(read_distributions(folder), samples, matched_pairs(samples), CoordCodec(1001, "norm1000"))

@@ -15,7 +15,7 @@ from PIL import Image
 from command import call
 from coordexp.codec import CONVENTIONS, CoordCodec
 from coordexp.data.drawing import class_color, paint
-from coordexp.data.records import RecordObject, check_records
+from coordexp.data.records import RecordObject, check_records, read_records
 from coordexp.data.stats import ceiling_iou, label_iou
 from tiny import workspace
 
@@ -164,6 +164,20 @@ def test_render_writes_pictures_answers_and_a_page_or_nothing(folder, monkeypatc
     assert "&lt;b&gt;&amp;" in page
     assert "<b>&" not in page
     assert (folder / "r/0002.txt").read_text() == '{"objects": []}\n'
+    row_of = {"image_id": "nowhere", "width": 9, "height": 9, "score_source": None, "objects": [{"desc": "<i>", "bbox_2d": [1, 1, 20, 20]}]}
+    record = read_records(path).records[0]
+    (folder / "p.jsonl").write_text(
+        json.dumps(row_of | {"image_id": record.image_id, "width": record.width, "height": record.height}) + "\n"
+    )
+    code, _, err = call(monkeypatch, capsys, "data", "render", path, "--out", folder / "both", "--predictions", folder / "p.jsonl")
+    assert (code, err) == (0, "")
+    page = (folder / "both/index.html").read_text()
+    assert ("1 predicted" in page, "0 predicted" in page, ">A</b>&lt;i&gt;: bbox_2d 1, 1, 20, 20" in page) == (True, True, True)
+    assert (folder / "both/0001.png").read_bytes() != (folder / "r/0001.png").read_bytes()
+    assert (folder / "both/0002.png").read_bytes() == (folder / "r/0002.png").read_bytes()
+    (folder / "p.jsonl").write_text(json.dumps(row_of) + "\n")
+    code, _, err = call(monkeypatch, capsys, "data", "render", path, "--out", folder / "other", "--predictions", folder / "p.jsonl")
+    assert (code, err.count("\n"), "expected predictions of the records" in err) == (2, 1, True)
     (folder / "a.png").write_bytes((folder / "a.png").read_bytes()[:50])
     code, _, err = call(monkeypatch, capsys, "data", "render", path, "--out", folder / "again")
     assert (code, err.count("\n")) == (2, 1)

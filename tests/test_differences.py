@@ -83,6 +83,16 @@ def test_a_metric_of_one_number_a_run_has_the_paired_t_interval_over_seeds():
     assert got.image_interval is None
 
 
+def test_seeds_are_paired_by_what_they_are_and_only_those_that_both_arms_have_count():
+    draws = np.random.default_rng(0).normal(size=(3, 400))
+    a = Measured((0, 1, 2), (1.0, 2.0, 3.0), draws, 50)
+    b = Measured((2, 0), (3.5, 1.2), draws[[2, 0]] + 0.5, 50)
+    got = difference(b, a)
+    assert got.by_seed == pytest.approx((0.2, 0.5))
+    assert got.value == pytest.approx(0.35)
+    assert got.image_interval == pytest.approx((0.5, 0.5))
+
+
 def test_other_seeds_are_compared_unpaired_by_welch():
     a, b = Measured((0, 1, 2), (1.0, 1.4, 0.9)), Measured((3, 4, 5, 6), (1.3, 1.9, 1.4, 1.2))
     got, reference = difference(b, a), stats.ttest_ind(b.values, a.values, equal_var=False)

@@ -15,11 +15,12 @@ from coordexp.data.collate import collate_prompts
 from coordexp.data.records import open_image, read_records
 from coordexp.decode.automaton import AnswerGrammar
 from coordexp.decode.constraints import Follower
-from coordexp.decode.distributions import read_distributions, write_distributions
+from coordexp.decode.distributions import write_distributions
 from coordexp.decode.generate import Generator
 from coordexp.decode.output import Output, Workers
 from coordexp.decode.predict import predict, read_box, settings_of
 from coordexp.errors import ConfigError, DataError
+from coordexp.evaluate.distributions import read_distributions
 from coordexp.evaluate.predictions import READOUT_NAMES, read_predictions
 from coordexp.grammar import Instance, render
 from predicting import OPTIONS, model, rows, run, whole
@@ -292,11 +293,12 @@ def test_saved_distributions_are_those_that_the_boxes_were_read_from():
     assert [item.image_id for item in found] == [row["image_id"] for row in rows(out)]
     boxes = 0
     for item, row in zip(found, rows(out), strict=True):
-        assert item.probs.shape == (len(row["objects"]), 4, 1000)
-        np.testing.assert_allclose(item.probs.sum(-1) + item.rest, 1, atol=2e-3)
-        for probs, thing in zip(item.probs, row["objects"], strict=True):
+        all_probs, rest = item.dense()
+        assert all_probs.shape == (len(row["objects"]), 4, 1000)
+        np.testing.assert_allclose(all_probs.sum(-1) + rest, 1, atol=2e-3)
+        for probs, thing in zip(all_probs, row["objects"], strict=True):
             boxes += 1
-            p = torch.from_numpy(probs).double()
+            p = torch.from_numpy(probs)
             p = p / p.sum(-1, keepdim=True)
             side = np.array([row["width"], row["height"]] * 2)
             bins = [round(v / s * 999) for v, s in zip(thing["readouts"]["argmax"], side, strict=True)]
@@ -311,11 +313,11 @@ def test_distributions_survive_the_disk_to_half_precision_and_say_what_they_left
     write_distributions(tmp_path, 7, [("a", [p[0], p[1]]), ("b", []), ("c", [p[2]])], num_bins=50)
     a, b, c = read_distributions(tmp_path)
     assert [x.image_id for x in (a, b, c)] == ["a", "b", "c"]
-    assert b.probs.shape == (0, 4, 50)
-    for found, true in ((a.probs, p[:2]), (c.probs, p[2:])):
+    assert b.dense()[0].shape == (0, 4, 50)
+    for found, true in ((a.dense()[0], p[:2]), (c.dense()[0], p[2:])):
         kept = torch.where(true >= 1e-4, true, 0.0)
         np.testing.assert_allclose(found, kept.numpy(), rtol=1e-3, atol=0)
-    np.testing.assert_allclose(a.rest, torch.where(p[:2] < 1e-4, p[:2], 0.0).sum(-1).numpy(), atol=1e-6)
+    np.testing.assert_allclose(a.dense()[1], torch.where(p[:2] < 1e-4, p[:2], 0.0).sum(-1).numpy(), atol=1e-6)
     assert 0 < (p < 1e-4).sum() < p.numel()
     (tmp_path / "00000009.npz").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"00000009\.npz"):

@@ -9,7 +9,7 @@ import pytest
 
 from command import call
 from coordexp.bench.measure import append_csv
-from coordexp.decode.distributions import read_distributions
+from coordexp.evaluate.distributions import read_distributions
 from predicting import TRAIN, rows, whole
 from tiny import fitted_folder, records
 

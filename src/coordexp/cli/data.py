@@ -160,14 +160,32 @@ def render(
     file: Annotated[Path, typer.Argument(help="Records, JSONL.")],
     out: Out,
     limit: Annotated[int, typer.Option(min=1, help="At most this many records.")] = 50,
+    predictions: Annotated[Path | None, typer.Option(help="A predictions.jsonl: its objects are drawn too, dashed.")] = None,
 ) -> None:
     """Draw the objects on their images, and write a page with the answer text beside each."""
     from coordexp.data.gallery import render_records
     from coordexp.data.records import read_records
+    from coordexp.data.rows import RecordObject
 
     records = read_records(file, limit=limit).records
+    predicted = None
+    if predictions is not None:
+        from coordexp.errors import DataError
+        from coordexp.evaluate.predictions import read_predictions
+        from coordexp.evaluate.samples import check_sizes
+
+        by_id = {row.image_id: row for row in read_predictions(predictions)}
+        known = [record for record in records if record.image_id in by_id]
+        if not known:
+            raise DataError(
+                f"{predictions}: expected predictions of the records of {file}, found none: give the file they were predicted from"
+            )
+        check_sizes([by_id[record.image_id] for record in known], known)
+        predicted = {
+            record.image_id: [RecordObject(o.desc, o.geometry, tuple(o.values)) for o in by_id[record.image_id].objects] for record in known
+        }
     with progress("images") as update:
-        render_records(records, out, title=file.name, progress=update)
+        render_records(records, out, title=file.name, predicted=predicted, progress=update)
     typer.echo(f"{len(records)} pictures and {out / 'index.html'} written")
 
 

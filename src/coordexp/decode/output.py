@@ -24,6 +24,7 @@ from coordexp.data.records import Record
 from coordexp.data.staging import atomic_text
 from coordexp.decode.distributions import drop_distributions
 from coordexp.errors import ConfigError, DataError
+from coordexp.evaluate.distributions import distributions_folder
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Output:
     @property
     def distributions(self) -> Path:
         """Folder of the coordinate distributions."""
-        return self.path.with_name(self.path.name + ".distributions")
+        return distributions_folder(self.path)
 
     @property
     def calibration_path(self) -> Path:

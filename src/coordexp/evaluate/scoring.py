@@ -12,7 +12,7 @@ import numpy as np
 from coordexp.codec import CoordCodec
 from coordexp.evaluate.bootstrap import Ratio
 from coordexp.evaluate.buckets import bucket_metrics
-from coordexp.evaluate.calibration import calibration_metrics, distributions_folder, read_distributions
+from coordexp.evaluate.calibration import calibration_metrics
 from coordexp.evaluate.coco import ScoreMode, coco_table, lvis_metrics, tide_metrics
 from coordexp.evaluate.detection import (
     REPORTED,
@@ -25,6 +25,7 @@ from coordexp.evaluate.detection import (
     micro_metrics,
     micro_ratio,
 )
+from coordexp.evaluate.distributions import distributions_folder, read_distributions
 from coordexp.evaluate.localisation import EdgeErrors, edge_errors, localisation_metrics, matched_pairs
 from coordexp.evaluate.matching import Candidates, candidates
 from coordexp.evaluate.options import EvaluateOptions

@@ -1,7 +1,7 @@
 """Line charts of a run's log as inline SVG.
 
 The SVG carries no colours of its own: every colour is a CSS variable of the page (``--ink``, ``--grid``,
-``--train``, ``--eval``), so a chart follows the page's light, dark and print styles. Text stays text.
+``--train``, ``--eval``, ``--c1`` to ``--c6``), so a chart follows the page's light, dark and print styles. Text stays text.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,19 +23,25 @@ from coordexp.runs.logs import EVAL_PREFIX, RunLog, series
 from coordexp.runs.tables import number
 
 # matplotlib wants real colours: these stand in for the variables and are replaced in the SVG.
-_STAND_INS: Final = {"#010101": "var(--ink)", "#020202": "var(--grid)", "#030303": "var(--train)", "#040404": "var(--eval)"}
-_INK, _GRID, _TRAIN, _EVAL = _STAND_INS
+_STAND_INS: Final = {
+    "#010101": "var(--ink)", "#020202": "var(--grid)", "#030303": "var(--train)", "#040404": "var(--eval)",
+    **{f"#0{n}0{n}0{n}": f"var(--c{n - 4})" for n in range(5, 10)}, "#0a0a0a": "var(--c6)",
+}  # fmt: skip
+INK, GRID, TRAIN, EVAL, *_SERIES = _STAND_INS
+SERIES: Final[tuple[str, ...]] = tuple(_SERIES)
+_KINDS: Final = {"bins": "bins", "tokens/s": "whole", "images/s": "count"}
 _SIZE: Final = (2.9, 1.95)
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One small chart: a log key, its title, its unit and, for shares, fixed limits of the vertical axis."""
+    """One small chart: a log key, its title, its unit and, for shares, fixed limits of the vertical axis; ``zero``: it begins at 0."""
 
     key: str
     title: str
     unit: str
     limits: tuple[float, float] | None = None
+    zero: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,28 +58,41 @@ class Chart:
     @property
     def train_text(self) -> str:
         """Last training value as text."""
-        return number(self.last_train, "bins" if self.panel.unit == "bins" else "ratio")
+        return number(self.last_train, _KINDS.get(self.panel.unit, "ratio"))
 
     @property
     def eval_text(self) -> str:
         """Last evaluation value as text."""
-        return number(self.last_eval, "bins" if self.panel.unit == "bins" else "ratio")
+        return number(self.last_eval, _KINDS.get(self.panel.unit, "ratio"))
 
 
 LOSS_PANELS: Final = (
     Panel("loss", "Total loss", "weighted sum"),
     Panel("base_ce/loss", "Text cross-entropy", "nats"),
-    Panel("coord_softce_w1/loss", "Coordinate loss", "weighted sum"),
     Panel("coord_softce_w1/soft_ce", "Soft cross-entropy", "nats"),
     Panel("coord_softce_w1/gate", "Gate", "nats"),
-    Panel("coord_dist/kl", "KL to the soft target", "nats"),
-    Panel("coord_dist/crps", "CRPS", "bins"),
 )
 COORD_PANELS: Final = (
     Panel("coord_dist/argmax_bin_mae", "Argmax error", "bins"),
     Panel("coord_dist/median_bin_mae", "Median error", "bins"),
     Panel("coord_expected_bin_mae", "Expected-bin error", "bins"),
-    Panel("coord_softce_w1/coord_vocab_mass", "Coordinate mass", "share", (0.0, 1.0)),
+    Panel("coord_dist/crps", "CRPS", "bins"),
+)
+DISTRIBUTION_PANELS: Final = (
+    Panel("coord_dist/kl", "KL to the soft target", "nats"),
+    Panel("coord_dist/entropy", "Entropy", "nats"),
+    Panel("coord_dist/std", "Standard deviation", "bins"),
+    Panel("coord_dist/multimodal_frac", "More than one mode", "share", (0.0, 1.0)),
+    Panel("coord_softce_w1/p_gt_mean", "p of the true bin", "share"),
+    Panel("coord_dist/signed_bias", "Signed bias", "bins"),
+    Panel("coord_softce_w1/coord_vocab_mass", "Mass where due", "share", (0.0, 1.0)),
+    Panel("coord_monitor/coord_vocab_mass_at_gt_text", "Mass at text", "share"),
+)
+SPEED_PANELS: Final = (
+    Panel("speed/tokens_per_s", "Tokens", "tokens/s", zero=True),
+    Panel("speed/supervised_tokens_per_s", "Supervised tokens", "tokens/s", zero=True),
+    Panel("speed/samples_per_s", "Images", "images/s", zero=True),
+    Panel("speed/loss_share", "Loss layer, part of a step", "share", zero=True),
 )
 
 
@@ -98,36 +118,56 @@ def draw_panels(log: RunLog, panels: Sequence[Panel]) -> tuple[list[Chart], list
 def _draw(panel: Panel, train: tuple[list[int], list[float]], evaluation: tuple[list[int], list[float]]) -> Chart:
     dropped = sum(not math.isfinite(v) for v in train[1] + evaluation[1])
     train_values, eval_values = _gaps(train[1]), _gaps(evaluation[1])
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": panel.key, "font.size": 9.5, "path.simplify": True}):
-        figure = Figure(figsize=_SIZE)
-        FigureCanvasSVG(figure)
+    with drawing(panel.key):
+        figure = new_figure(_SIZE)
         axes = figure.add_axes((0.165, 0.215, 0.815, 0.735))
-        _style(axes, panel)
+        style(axes, "step")
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
         if train_values:
             marker = "o" if len(train_values) < 3 else ""
-            axes.plot(train[0], train_values, color=_TRAIN, linewidth=1.3, marker=marker, markersize=3)
+            axes.plot(train[0], train_values, color=TRAIN, linewidth=1.3, marker=marker, markersize=3)
         if eval_values:
-            axes.plot(evaluation[0], eval_values, color=_EVAL, linewidth=1.3, linestyle=(0, (4, 1.6)), marker="o", markersize=3.2)
+            axes.plot(evaluation[0], eval_values, color=EVAL, linewidth=1.3, linestyle=(0, (4, 1.6)), marker="o", markersize=3.2)
         _limit(axes, panel, [v for v in train_values + eval_values if math.isfinite(v)])
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return Chart(panel, _inline(buffer.getvalue()), _describe(panel, train, evaluation), _last(train[1]), _last(evaluation[1]), dropped)
+        svg = to_svg(figure)
+    return Chart(panel, svg, _describe(panel, train, evaluation), _last(train[1]), _last(evaluation[1]), dropped)
 
 
 def _gaps(values: list[float]) -> list[float]:
     return [v if math.isfinite(v) else math.nan for v in values]
 
 
-def _style(axes: Any, panel: Panel) -> None:
-    axes.set_xlabel("step", color=_INK, labelpad=2)
-    axes.grid(True, axis="y", color=_GRID, linewidth=0.7)
+def drawing(salt: str) -> AbstractContextManager[None]:
+    """Settings under which a figure is drawn: text stays text, and the same drawing is the same SVG every time."""
+    return matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 9.5, "path.simplify": True})
+
+
+def new_figure(size: tuple[float, float]) -> Figure:
+    """An empty figure of ``size`` inches that becomes SVG."""
+    figure = Figure(figsize=size)
+    FigureCanvasSVG(figure)
+    return figure
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as inline SVG in the page's colours."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return _inline(buffer.getvalue())
+
+
+def style(axes: Any, x: str, y: str | None = None) -> None:
+    """Axis labels with their units, horizontal grid lines, no frame."""
+    axes.set_xlabel(x, color=INK, labelpad=2)
+    if y:
+        axes.set_ylabel(y, color=INK, labelpad=3)
+    axes.grid(True, axis="y", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
-        spine.set_color(_GRID)
-    axes.tick_params(colors=_INK, color=_GRID, length=0, pad=3)
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
+        spine.set_color(GRID)
+    axes.tick_params(colors=INK, color=GRID, length=0, pad=3)
 
 
 def _limit(axes: Any, panel: Panel, values: list[float]) -> None:
@@ -135,7 +175,7 @@ def _limit(axes: Any, panel: Panel, values: list[float]) -> None:
     if panel.limits is not None:
         axes.set_ylim(panel.limits[0], panel.limits[1] * 1.03)
         axes.set_yticks([panel.limits[0] + (panel.limits[1] - panel.limits[0]) * i / 4 for i in range(5)])
-    elif values and 0 <= min(values) <= 0.6 * max(values):
+    elif values and 0 <= min(values) <= (1.0 if panel.zero else 0.6) * max(values):
         axes.set_ylim(0, max(values) * 1.06)
 
 
@@ -166,8 +206,8 @@ def _inline(svg: str) -> str:
     body = re.sub(r'(<svg[^>]*?) version="[^"]*"', r'\1 aria-hidden="true" focusable="false"', body, count=1)
     body = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", body)
     body = re.sub(r" font-family: [^;\"]*;", "", body)
-    # Shorter places, in attributes alone: a tick label keeps its digits.
-    body = re.sub(r'"[^"]*"', lambda quoted: re.sub(r"(\d\.\d\d)\d+", r"\1", quoted[0]), body)
+    # Coordinates need no more than two decimals; the text of labels stays as it is.
+    body = re.sub(r'="[^"]*"', lambda found: re.sub(r"(\d\.\d\d)\d+", r"\1", found[0]), body)
     for stand_in, variable in _STAND_INS.items():
         body = body.replace(stand_in, variable)
     return re.sub(r"\n\s*", "\n", body).strip()

@@ -152,8 +152,12 @@ def _notes(groups: Sequence[Group]) -> list[str]:
         notes.append(
             "an arm with one seed has no spread over seeds: its intervals are about images only, and another seed may differ by more"
         )
-    if any(group.seeds != groups[0].seeds for group in groups):
-        notes.append("the arms have different seeds: the seeds are not paired")
+    for group in groups[1:]:
+        if not set(group.seeds) & set(groups[0].seeds):
+            notes.append(f"{group.name} shares no seed with the baseline: its seeds are not paired")
+        elif set(group.seeds) != set(groups[0].seeds):
+            common = sorted(set(group.seeds) & set(groups[0].seeds))
+            notes.append(f"{group.name} is compared with the baseline on the seeds that both have: {', '.join(map(str, common))}")
     commits = {str((run.manifest.get("git") or {}).get("commit")) for group in groups for run in group.runs}
     if len(commits) > 1:
         notes.append(f"the runs were made by different commits: {', '.join(sorted(commits))}")

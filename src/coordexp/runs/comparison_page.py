@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from typing import Any, Final
 
 import jinja2
-import matplotlib
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from coordexp.runs import charts
 
 _DIGITS: Final = {"share": 3, "bins": 2, "nats": 3, "boxes": 2}
-# Stand-ins for the page's variables --arm0 .. --arm7, replaced in the SVG.
-_ARMS: Final = 8
+# The baseline in ink; with more arms than colours the line style tells them apart.
+_COLORS: Final = (charts.INK, *charts.SERIES)
+_COLOR_NAMES: Final = ("ink", *(f"c{i + 1}" for i in range(len(charts.SERIES))))
 _STYLES: Final = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _LABELS: Final = {
     "coord_dist/crps": ("CRPS", "bins"),
@@ -68,6 +64,7 @@ def page(data: Mapping[str, Any]) -> str:
         "forests": [_forest(data, key) for key in data["headline"]],
         "secondary": [key for key in data["metrics"] if key not in data["headline"]],
         "curves": _curves(data),
+        "colors": {arm: _COLOR_NAMES[i % len(_COLOR_NAMES)] for i, arm in enumerate(data["arms"])},
         "speeds": speeds,
         "provenance": _provenance(data),
         "value_text": value_text,
@@ -126,35 +123,15 @@ def _describe(lines: Mapping[str, list[list[float]]], title: str, unit: str) -> 
 
 
 def _draw(lines: Mapping[str, list[list[float]]], salt: str) -> str:
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 9.5}):
-        figure = Figure(figsize=(3.5, 2.3))
-        FigureCanvasSVG(figure)
+    with charts.drawing(salt):
+        figure = charts.new_figure((3.5, 2.3))
         axes = figure.add_axes((0.15, 0.19, 0.83, 0.77))
-        axes.set_xlabel("step", color="#010101", labelpad=2)
-        axes.grid(True, axis="y", color="#020202", linewidth=0.7)
-        for side, spine in axes.spines.items():
-            spine.set_visible(side == "bottom")
-            spine.set_color("#020202")
-        axes.tick_params(colors="#010101", color="#020202", length=0, pad=3)
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(4))
+        charts.style(axes, "step")
         for i, rows in enumerate(lines.values()):
+            steps, values = [row[0] for row in rows], [row[1] for row in rows]
             style = _STYLES[i % len(_STYLES)]
-            axes.plot(
-                [r[0] for r in rows],
-                [r[1] for r in rows],
-                color=f"#0a0a{10 + i % _ARMS:02x}",
-                linestyle=style,
-                linewidth=1.5,
-                marker="o",
-                markersize=2.4,
-            )
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    svg = charts._inline(buffer.getvalue())
-    for i in range(_ARMS):
-        svg = svg.replace(f"#0a0a{10 + i:02x}", f"var(--arm{i})")
-    return svg
+            axes.plot(steps, values, color=_COLORS[i % len(_COLORS)], linestyle=style, linewidth=1.5, marker="o", markersize=2.4)
+        return charts.to_svg(figure)
 
 
 def _provenance(data: Mapping[str, Any]) -> list[tuple[str, str]]:

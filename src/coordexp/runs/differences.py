@@ -33,12 +33,18 @@ class Measured:
     def mean(self) -> float:
         return float(np.mean(self.values))
 
+    def at(self, seeds: Sequence[int]) -> Measured:
+        """The same at some of its seeds, in that order."""
+        index = [self.seeds.index(seed) for seed in seeds]
+        draws = None if self.draws is None else self.draws[index]
+        return Measured(tuple(seeds), tuple(self.values[i] for i in index), draws, self.images)
+
 
 @dataclass(frozen=True)
 class Difference:
     """An arm minus the baseline.
 
-    ``by_seed`` pairs the seeds (empty if the two have different ones); ``seed_sd`` is their standard deviation, of one run.
+    ``by_seed`` pairs the seeds (empty if they share none); ``seed_sd`` is their standard deviation, of one run.
     ``image_interval``: paired bootstrap over images, these seeds. ``interval``: images and seeds together. ``p`` two-sided, ``p_holm``
     corrected; ``detectable``: the true difference that would be found in 80 % of such comparisons, at 5 %, uncorrected. None: unknown.
     """
@@ -59,7 +65,7 @@ class Difference:
 
 
 def difference(arm: Measured, baseline: Measured) -> Difference:
-    """``mean(arm) - mean(baseline)`` with its uncertainty.
+    """``mean(arm) - mean(baseline)`` over the seeds that both have (all, where they share none) with its uncertainty.
 
     Two variances of the mean difference: ``v_images`` over the paired resamples of the n images, and ``v_seeds = var(d_s) / S`` over the
     paired seeds. Each has its own half width, and they add in quadrature: ``sqrt(t_{n-1}^2 v_images + t_{S-1}^2 v_seeds)``. In simulation
@@ -67,9 +73,11 @@ def difference(arm: Measured, baseline: Measured) -> Difference:
     both, so it is rather too wide. ``p`` is the level at which the interval would end at 0. Metrics without images, unpaired seeds: Welch.
     With one seed a side the interval is the bootstrap's percentile interval, and says nothing about other seeds.
     """
+    common = [seed for seed in baseline.seeds if seed in arm.seeds]
+    if common:
+        arm, baseline = arm.at(common), baseline.at(common)
     value = arm.mean - baseline.mean
-    paired = arm.seeds == baseline.seeds
-    by_seed = tuple(a - b for a, b in zip(arm.values, baseline.values, strict=True)) if paired else ()
+    by_seed = tuple(a - b for a, b in zip(arm.values, baseline.values, strict=True)) if common else ()
     parts: list[tuple[float, float]] = _seed_parts(arm, baseline, by_seed)
     seed_sd = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None
     image_interval, drawn = None, None

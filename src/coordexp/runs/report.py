@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -9,12 +10,17 @@ from typing import Any, Final, TypeVar
 import jinja2
 import yaml
 
+from coordexp.codec import CONVENTIONS, CoordCodec
 from coordexp.data.records import Record, read_records
 from coordexp.data.staging import atomic_text
 from coordexp.errors import CoordexpError, DataError
+from coordexp.evaluate.distributions import SavedDistributions, distributions_folder, read_distributions
 from coordexp.evaluate.predictions import Prediction, read_predictions
-from coordexp.losses.objective import TERMS
-from coordexp.runs import charts, tables
+from coordexp.runs import charts, figures, tables
+from coordexp.runs.audit import AUDIT, audit
+from coordexp.runs.audit import figures as numbers
+from coordexp.runs.describe import provenance_rows, setup_rows, stage_rows
+from coordexp.runs.failures import name_confusion, parse_failures
 from coordexp.runs.logs import RunLog, read_log
 from coordexp.runs.manifest import MANIFEST, read_json_object, read_manifest
 from coordexp.runs.options import ReportOptions
@@ -23,6 +29,11 @@ from coordexp.runs.pictures import MANY_OBJECTS, make_pictures
 T = TypeVar("T")
 
 MIN_IMAGES: Final = 8
+PREDICTIONS: Final = "predictions.jsonl"
+_GROUPS: Final = (
+    ("loss", charts.LOSS_PANELS), ("distribution", charts.DISTRIBUTION_PANELS), ("coord", charts.COORD_PANELS),
+    ("speed", charts.SPEED_PANELS),
+)  # fmt: skip
 _STATUS: Final = {
     "complete": "The run finished.",
     "running": "The run has not finished, or was killed: numbers below may be missing.",
@@ -56,7 +67,7 @@ def _render(content: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render(content) + "\n"
+    return environment.get_template("report.html.j2").render(content, numbers=numbers) + "\n"
 
 
 class _Parts:
@@ -79,6 +90,20 @@ class _Parts:
             self.problems.append(self.shorten(str(error)))
             return default
 
+    def attempt(self, what: str, make: Callable[[], T]) -> T | None:
+        """What ``make`` returns, or None with a problem noted, once."""
+        try:
+            return make()
+        except CoordexpError as error:
+            message = self.shorten(str(error))
+            if message not in self.problems:
+                self.problems.append(f"{what}: {message}")
+            return None
+
+    def draw(self, what: str, *makers: Callable[[], figures.Plot | None]) -> list[figures.Plot]:
+        """The figures that the run holds enough for."""
+        return [plot for plot in (self.attempt(what, maker) for maker in makers) if plot is not None]
+
     def shorten(self, text: str) -> str:
         """A message without the folder of the run: the report may be shown elsewhere."""
         for prefix in (str(self.run_dir.resolve()), str(self.run_dir)):
@@ -92,49 +117,106 @@ def _content(run_dir: Path, options: ReportOptions) -> dict[str, Any]:
     empty: dict[str, Any] = {}
     manifest = parts.load(MANIFEST, lambda p: read_manifest(p.parent), empty, "manifest.json is missing: no status, no provenance.")
     config_text = parts.load("config.yaml", _read_text, None, "config.yaml is missing.")
+    config = _config(config_text, parts)
     log = parts.load("logging.jsonl", read_log, RunLog(None, [], []), None)
     results = parts.load("results.json", read_json_object, empty, None)
-    unpredicted: dict[str, Prediction] = {}
-    predictions = parts.load("predictions.jsonl", _predictions, unpredicted, "predictions.jsonl is missing: no predicted boxes are shown.")
-    audit = parts.load("audit.json", read_json_object, empty, None)
-    config = _config(config_text, parts)
-    count = max(options.images, MIN_IMAGES)
-    none: list[Record] = []
-    records = parts.load("data/test.jsonl", lambda p: _records(p, count), none, None)
-    pictures, unopened = make_pictures(records, predictions)
     metrics = tables.Metrics(results)
-    decode = config.get("decode")
     status = str(manifest.get("status", "unknown"))
-    drawn = _charts(log, parts)
-    dropped = sum(chart.dropped for group in drawn.values() for chart in group["charts"])
-    if dropped:
-        parts.problems.append(f"logging.jsonl: {dropped} values that are not finite are gaps in the charts.")
-    notes = [*map(str, manifest.get("notes", [])), *log.notes, *parts.problems]
-    if pictures:
-        notes += [f"picture left out: {parts.shorten(line)}" for line in unopened]
-    return {
+    decode = config.get("decode")
+    content = {
         "title": options.title or manifest.get("name") or run_dir.resolve().name,
+        "question": config.get("question"),
         "status": status,
         "status_text": _STATUS.get(status, "The state of the run is unknown."),
         "stage": manifest.get("stage"),
         "manifest": manifest,
-        "setup": _setup(config),
+        "setup": setup_rows(config),
         "tiles": tables.tiles(metrics),
         "has_results": bool(results),
+        "result_notes": [str(note) for note in results.get("notes") or []],
         "counts": {k: v for k, v in (results.get("counts") or {}).items() if isinstance(v, (int, float))},
-        "charts": drawn,
+        **_curves(log, parts, metrics),
         "tables": tables.metric_tables(metrics, decode.get("readout") if isinstance(decode, dict) else None),
         "readouts": tables.readout_table(metrics),
+        "error_plots": [plot for plot in (figures.size_plot(metrics), figures.edge_plot(metrics)) if plot],
         "every_metric": tables.every_metric(metrics),
-        "pictures": pictures,
-        "pictures_missing": _no_pictures(records, unopened),
+        **_answers(parts, max(options.images, MIN_IMAGES), manifest),
         "many_objects": MANY_OBJECTS,
         "config": config_text,
-        "provenance": _provenance(manifest, results, log),
-        "stages": _stages(manifest),
-        "audit": _audit(audit),
-        "notes": list(dict.fromkeys(notes)),
+        "provenance": provenance_rows(manifest, results, log),
+        "stages": stage_rows(manifest),
+        "audit": _audit(parts),
     }
+    notes = [*map(str, manifest.get("notes", [])), *log.notes, *parts.problems]
+    return {**content, "notes": list(dict.fromkeys(notes)), "missing": _missing(content)}
+
+
+def _curves(log: RunLog, parts: _Parts, metrics: tables.Metrics) -> dict[str, Any]:
+    """Everything that is drawn from the log and the histograms beside it."""
+    drawn = _charts(log, parts)
+    dropped = sum(chart.dropped for group in drawn.values() for chart in group["charts"])
+    if dropped:
+        said = "1 value that is not finite is a gap" if dropped == 1 else f"{dropped} values that are not finite are gaps"
+        parts.problems.append(f"logging.jsonl: {said} in the charts.")
+    none: list[dict[str, Any]] = []
+    rows = parts.load("histograms.jsonl", figures.read_histograms, none, None)
+    return {
+        "charts": drawn,
+        "loss_plots": parts.draw("logging.jsonl", lambda: figures.loss_plot(log), lambda: figures.ratio_plot(log)),
+        "calibration_plots": parts.draw(
+            "logging.jsonl",
+            lambda: figures.pit_plot(rows, metrics),
+            lambda: figures.coverage_plot(log, metrics),
+            lambda: figures.error_curve(rows),
+        ),
+        "has_histograms": bool(rows),
+        "has_calibration": metrics.value("calibration.all.n") is not None,
+    }
+
+
+def _answers(parts: _Parts, count: int, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Pictures, failures of the parser and confused names, from the test records and their predictions."""
+    unpredicted: dict[str, Prediction] = {}
+    none: list[Record] = []
+    predictions = parts.load(PREDICTIONS, _predictions, unpredicted, f"{PREDICTIONS} is missing: no predicted boxes are shown.")
+    records = parts.load("data/test.jsonl", _records, none, None)
+    folder = distributions_folder(Path(PREDICTIONS)).name
+    saved: dict[str, SavedDistributions] = {}
+    saved = parts.load(folder, lambda p: _distributions(p, {r.image_id for r in records[:count]}), saved, None)
+    convention = str(manifest.get("convention", "norm999"))
+    codec = CoordCodec(CONVENTIONS[convention].bins, convention) if convention in CONVENTIONS else None
+    other = {item.num_bins for item in saved.values()} - {codec.num_bins if codec else None}
+    if other:
+        parts.problems.append(f"{folder}: distributions over {max(other)} bins do not fit the convention {convention}: not drawn.")
+    pictures, unopened = make_pictures(records[:count], predictions, {} if other else saved, codec)
+    if pictures:
+        parts.problems += [f"picture left out: {parts.shorten(line)}" for line in unopened]
+    return {
+        "pictures": pictures,
+        "has_saved": bool(saved),
+        "has_curves": any(picture.curves for picture in pictures),
+        "pictures_missing": _no_pictures(records, unopened),
+        "has_predictions": bool(predictions),
+        "failures": parse_failures(records, predictions),
+        "confusion": parts.attempt("names", lambda: name_confusion(records, predictions)),
+    }
+
+
+def _missing(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the report does not show, and why: anchor of the section and the sentence."""
+    checks = (
+        (content["has_results"], "headline", "headline numbers and metrics: the run has no results.json"),
+        (content["audit"], "audit", "audit findings: there is no log to audit"),
+        (content["pictures"], "pictures", "pictures: no readable test records or image files"),
+        (content["has_predictions"], "answers", "predicted boxes and failures: the run has no predictions.jsonl"),
+        (content["has_saved"], "pictures", "distributions at the edges: none were saved (decode.save_distributions)"),
+        (content["loss_plots"] or content["charts"]["loss"]["charts"], "loss", "loss curves: the run has no log with loss terms"),
+        (content["has_histograms"], "calibration", "PIT of the evaluation data: the run has no histograms.jsonl"),
+        (content["has_calibration"], "calibration", "calibration of predicted boxes: the results have none"),
+        (content["charts"]["speed"]["charts"], "speed", "speed: the log does not tell"),
+        (content["config"], "provenance", "configuration: the run has no config.yaml"),
+    )
+    return [(anchor, text) for there, anchor, text in checks if not there]
 
 
 def _read_text(path: Path) -> str | None:
@@ -153,12 +235,16 @@ def _config(text: str | None, parts: _Parts) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _records(path: Path, count: int) -> list[Record]:
-    return list(read_records(path, on_invalid="skip", limit=count, check_images=False).records)
+def _records(path: Path) -> list[Record]:
+    return list(read_records(path, on_invalid="skip", check_images=False).records)
 
 
 def _predictions(path: Path) -> dict[str, Prediction]:
     return {row.image_id: row for row in read_predictions(path)}
+
+
+def _distributions(folder: Path, wanted: set[str]) -> dict[str, SavedDistributions]:
+    return {item.image_id: item for item in read_distributions(folder) if item.image_id in wanted}
 
 
 def _no_pictures(records: list[Record], unopened: list[str]) -> str:
@@ -170,7 +256,7 @@ def _no_pictures(records: list[Record], unopened: list[str]) -> str:
 
 def _charts(log: RunLog, parts: _Parts) -> dict[str, dict[str, Any]]:
     drawn: dict[str, dict[str, Any]] = {}
-    for name, panels in (("loss", charts.LOSS_PANELS), ("coord", charts.COORD_PANELS)):
+    for name, panels in _GROUPS:
         try:
             made, absent = charts.draw_panels(log, panels)
         except DataError as error:
@@ -185,125 +271,16 @@ def _charts(log: RunLog, parts: _Parts) -> dict[str, dict[str, Any]]:
     return drawn
 
 
-def _setup(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The run at a glance, from the sections of the configuration that are there."""
-    rows = []
-    for label, section, describe in (
-        ("Model", "model", _model_line),
-        ("Data", "data", _data_line),
-        ("Objective", "objective", _objective_line),
-        ("Training", "train", _train_line),
-        ("Decoding", "decode", _decode_line),
-    ):
-        values = config.get(section)
-        text = describe(values) if isinstance(values, dict) else ""
-        if text:
-            rows.append((label, text))
-    return rows
-
-
-def _model_line(section: Mapping[str, Any]) -> str:
-    if section.get("path"):
-        return f"from {section['path']}"
-    tiny = section.get("tiny") or {}
-    shape = [f"{tiny[key]} {label}" for key, label in (("num_layers", "layers"), ("hidden_size", "wide")) if key in tiny]
-    return "tiny Qwen3-VL with random weights, made for the run" + (f" ({', '.join(shape)})" if shape else "")
-
-
-def _data_line(section: Mapping[str, Any]) -> str:
-    kind = section.get("kind")
-    if kind == "synth":
-        synth = section.get("synth") or {}
-        sizes = ", ".join(f"{synth[split]} {split}" for split in ("train", "val", "test") if split in synth)
-        return "synthetic scenes" + (f" of {synth['side']} px" if "side" in synth else "") + (f": {sizes}" if sizes else "")
-    return " ".join(str(v) for v in (kind, section.get("source")) if v)
-
-
-def _objective_line(section: Mapping[str, Any]) -> str:
-    weights = [f"{section[term]:g} {term}" for term in TERMS if isinstance(section.get(term), (int, float)) and section[term]]
-    soft = any(section.get(term) for term in ("soft_ce", "w1"))
-    width = f"alpha {section['alpha']:g}" if section.get("alpha") else f"sigma {section['sigma']:g} bins" if "sigma" in section else ""
-    target = f"; {section['target']} target, {width}" if soft and "target" in section else ""
-    return " + ".join(weights) + target
-
-
-def _train_line(section: Mapping[str, Any]) -> str:
-    parts = [f"{section['max_steps']} steps"] if "max_steps" in section else []
-    if "per_device_batch_size" in section:
-        parts.append(f"batch {section['per_device_batch_size']} × {section.get('gradient_accumulation_steps', 1)} accumulated")
-    if "learning_rate" in section:
-        parts.append(f"learning rate {section['learning_rate']:g}" + (f", {section['scheduler']}" if "scheduler" in section else ""))
-    return "; ".join(parts)
-
-
-def _decode_line(section: Mapping[str, Any]) -> str:
-    return f"greedy, boxes read by {section['readout']}" if "readout" in section else ""
-
-
-def _provenance(manifest: Mapping[str, Any], results: Mapping[str, Any], log: RunLog) -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, label in (("started", "Started"), ("finished", "Finished")):
-        if manifest.get(key):
-            rows.append((label, str(manifest[key])))
-    if manifest.get("command"):
-        rows.append(("Command", " ".join(map(str, manifest["command"]))))
-    git = manifest.get("git")
-    if isinstance(git, dict):
-        rows.append(("Commit", f"{git.get('commit')}{' with uncommitted changes' if git.get('dirty') else ''}"))
-    else:
-        rows.append(("Commit", "not known"))
-    if manifest.get("convention"):
-        rows.append(("Coordinates", str(manifest["convention"])))
-    rows += [(f"Version of {name}", str(version)) for name, version in (manifest.get("versions") or {}).items()]
-    rows += _flatten("Hardware", manifest.get("hardware") or {})
-    config_hash = manifest.get("config_sha256")
-    if config_hash:
-        rows.append(("SHA-256 of config.yaml", str(config_hash)))
-        if log.header is not None and log.header.get("config_sha256") not in (None, config_hash):
-            rows.append(("Warning", f"the log was written with another config: {log.header['config_sha256']}"))
-    rows += [(f"SHA-256 of {name}", str(digest)) for name, digest in (manifest.get("files") or {}).items()]
-    rows += _flatten("Evaluation", results.get("provenance") or {})
-    return rows
-
-
-def _flatten(prefix: str, value: Any) -> list[tuple[str, str]]:
-    """Nested objects as rows, one a leaf."""
-    if isinstance(value, dict):
-        labels = {key: f"{prefix}: {key}".replace("_gib", ", GiB").replace("_", " ") for key in value}
-        return [row for key, inner in value.items() for row in _flatten(labels[key], inner)]
-    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        return [row for i, item in enumerate(value) for row in _flatten(f"{prefix} {i}", item)]
-    return [] if value is None else [(prefix, ", ".join(map(str, value)) if isinstance(value, list) else str(value))]
-
-
-def _stages(manifest: Mapping[str, Any]) -> list[tuple[str, str, float]]:
-    """Stage, time as text, and share of all stages."""
-    seconds = {k: float(v) for k, v in (manifest.get("stages") or {}).items() if isinstance(v, (int, float))}
-    total = sum(seconds.values())
-    rows = [(name, duration(value), value / total if total else 0.0) for name, value in seconds.items()]
-    return [*rows, ("total", duration(total), 1.0)] if len(rows) > 1 else rows
-
-
-def duration(seconds: float) -> str:
-    """Seconds as ``4.2 s``, ``3 min 20 s`` or ``1 h 02 min``."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def _audit(audit: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Findings of ``audit.json`` and the number of rules with another outcome, or None without an audit."""
-    rules = audit.get("rules")
-    if not isinstance(rules, list):
+def _audit(parts: _Parts) -> dict[str, Any] | None:
+    """The rules applied to the log as it stands, never an ``audit.json`` that may be older; None without a log."""
+    if not (parts.run_dir / "logging.jsonl").exists():
         return None
-    rows = [rule for rule in rules if isinstance(rule, dict)]
-    shown = ("code", "title", "severity", "advice")
-    found = [{key: str(rule.get(key) or "") for key in shown} for rule in rows if rule.get("outcome") == "finding"]
-    return {
-        "findings": found,
-        "passed": sum(rule.get("outcome") == "passed" for rule in rows),
-        "not_applicable": sum(rule.get("outcome") == "not_applicable" for rule in rows),
-    }
+    found = parts.attempt("audit", lambda: audit(parts.run_dir))
+    if found is None:
+        return None
+    written = parts.load(AUDIT, read_json_object, None, None)
+    if written is not None and written != json.loads(found.text()):
+        parts.problems.append(
+            f"{AUDIT} differs from the audit of the log as it stands, so it is older, or another version's: the report shows a new audit"
+        )
+    return {"found": found.of("finding"), "passed": found.of("passed"), "not_applicable": found.of("not_applicable"), "all": found.judged}

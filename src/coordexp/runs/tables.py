@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 NONE: Final = "–"
@@ -148,8 +148,30 @@ def tiles(metrics: Metrics) -> list[Tile]:
     source = "every box scored 1" if mode == "constant" else "scores of the file"
     kind = "coco" if metrics.value(f"lvis.{mode}.ap") is None else "lvis"
     made.append(_tile(metrics, f"{kind.upper()} AP", f"{kind}.{mode}.ap", "ratio", "", f"IoU .50 to .95, {source}"))
-    made.append(_tile(metrics, "Parse rate", "health.parse_rate", "percent", "", "answers read without a problem"))
+    made.append(_rate_tile(metrics, "Parse rate", "health.parse_rate", "answers read without a problem"))
     return made
+
+
+def _rate_tile(metrics: Metrics, label: str, key: str, detail: str) -> Tile:
+    """A share of images; without an interval in the results, Wilson's: a bootstrap has none where every image agrees."""
+    tile = _tile(metrics, label, key, "percent", "", detail)
+    counts = metrics.results.get("counts")
+    rate, total = metrics.value(key), _number(counts.get("effective")) if isinstance(counts, Mapping) else None
+    if tile.interval is not None or rate is None or not total:
+        return tile
+    low, high = wilson(rate, total)
+    return replace(
+        tile, interval=f"{number(low, 'percent').removesuffix(' %')}–{number(high, 'percent')}", detail=f"{detail}; Wilson interval"
+    )
+
+
+def wilson(rate: float, total: float) -> tuple[float, float]:
+    """95 % interval of a share of ``total`` trials: ``(p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)``, z = 1.96 (Wilson 1927)."""
+    z = 1.959964
+    middle = rate + z * z / (2 * total)
+    half = z * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
 def _referred_tiles(metrics: Metrics) -> list[Tile]:
