@@ -7,6 +7,7 @@ import re
 import shlex
 import tomllib
 import typing
+from itertools import pairwise
 
 import typer
 from pages import ROOT
@@ -99,7 +100,7 @@ def ours(words: list[str]) -> list[str] | None:
     """Words after ``coordexp``, however it was started; None for another program."""
     if words[0] == "coordexp":
         return words[1:]
-    for i, (flag, module) in enumerate(zip(words, words[1:], strict=False)):
+    for i, (flag, module) in enumerate(pairwise(words)):
         if (flag, module) == ("-m", "coordexp"):
             return words[i + 2 :]
     return None

@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ from coordexp.cli import main as cli
 from coordexp.config.load import load_config
 from coordexp.runs.rules.registry import RULES
 
-REASONS = ("installation", "minutes", "gpu", "another data set", "several processes", "a released checkpoint", "repository", "not merged yet")
+REASONS = ("installation", "minutes", "gpu", "another data set", "several processes", "a released checkpoint", "repository")
 BLOCKS = [block for one in pages() for block in one.blocks]
 
 
@@ -77,7 +78,7 @@ def test_every_command_exists_with_every_option_and_argument(block):
 
 def _check_overrides(command, place):
     """``--set`` on an experiment of the repository is loaded with it."""
-    overrides = [value for flag, value in zip(command, command[1:], strict=False) if flag == "--set"]
+    overrides = [value for flag, value in pairwise(command) if flag == "--set"]
     experiment = next((ROOT / word for word in command if word.endswith(".yaml") and (ROOT / word).is_file()), None)
     if experiment is not None and command[0] in ("run", "train"):
         assert load_config(experiment, overrides) is not None, place
