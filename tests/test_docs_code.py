@@ -165,6 +165,38 @@ def test_the_commands_of_a_page_run_in_their_order(one, tmp_path, monkeypatch):
         elif block.mark in ("run", "stand-in"):
             expected = int((block.value or "exits 0").removeprefix("exits "))
             shown = _run(block, monkeypatch, expected)
+    for run in sorted(tmp_path.glob("runs/*")):
+        unnamed = _unnamed(run, (ROOT / "docs/formats.md").read_text(encoding="utf-8"))
+        assert not unnamed, f"docs/formats.md does not name what {one.name} makes: {', '.join(sorted(unnamed))}"
+    assert one.name != "docs/quickstart.md" or (tmp_path / "runs/small/report.html").is_file()
+
+
+def _unnamed(run, text):
+    """Files of a run directory, and keys in them, that the page of formats does not name in inline code."""
+    named = {word.strip(".") for word in re.findall(r"[\w.-]+", " ".join(re.findall(r"`([^`\n]+)`", text)))}
+    found = {path.name for path in run.iterdir()}
+    for name in ("manifest.json", "results.json", "data/import.json"):
+        content = json.loads((run / name).read_text(encoding="utf-8")) if (run / name).is_file() else {}
+        found |= {key for key in content if "." not in key}
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    found |= {key.split(".")[0] for key in results} | set(results["counts"]) | set(results["per_class"][0])
+    found |= set(json.loads((run / "audit.json").read_text(encoding="utf-8"))["rules"][0])
+    for name in ("predictions.jsonl", "per_image.jsonl", "logging.jsonl"):
+        rows = (run / name).read_text(encoding="utf-8").splitlines()
+        found |= set(json.loads(rows[0]))
+        found |= {key for row in rows if name == "predictions.jsonl" for item in json.loads(row)["objects"] for key in item}
+    contract = json.loads((run / "model/coordexp.json").read_text(encoding="utf-8"))
+    found |= {
+        f"{key}.{part}" if isinstance(contract[key], dict) and key != "versions" else key
+        for key in contract
+        for part in _parts(contract[key])
+    }
+    found |= {path.name for path in (run / "checkpoints").glob("checkpoint-2/*") if path.suffix in (".pt", ".pth")} - {"window_0.pt"}
+    return {name for name in found - named if not name.startswith("rng_state") and name != "table.md"}
+
+
+def _parts(value):
+    return list(value) if isinstance(value, dict) else [""]
 
 
 def _run(block, monkeypatch, expected):
