@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from pagecode import COMING_FILES
 from pages import DOCS, ROOT, page, pages, slug
 
@@ -103,3 +104,28 @@ def test_files_and_modules_named_in_the_text_exist():
             ):
                 wrong.append(f"{one.name}:{line}: {span}")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("form", ["bug", "question"])
+def test_issue_forms_are_whole_and_ask_for_versions_and_configuration(form):
+    content = yaml.safe_load((ROOT / f".github/ISSUE_TEMPLATE/{form}.yml").read_text(encoding="utf-8"))
+    assert content["name"]
+    assert content["description"]
+    fields = [item for item in content["body"] if item["type"] != "markdown"]
+    assert all(item["attributes"]["label"] and item["type"] in ("textarea", "dropdown", "checkboxes", "input") for item in fields)
+    names = [item["id"] for item in fields]
+    assert len(set(names)) == len(names)
+    assert {"doctor", "config"} <= set(names)
+    assert "coordexp doctor" in next(item["attributes"]["label"] for item in fields if item["id"] == "doctor")
+
+
+def test_pre_commit_hooks_are_local_and_are_the_linters_of_the_makefile():
+    content = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    hooks = [hook for repo in content["repos"] for hook in repo["hooks"]]
+    assert [repo["repo"] for repo in content["repos"]] == ["local"]
+    assert {hook["language"] for hook in hooks} == {"system"}
+    linters = set(
+        re.findall(r"\$\(BIN\)/(\S+)", (ROOT / "Makefile").read_text(encoding="utf-8").partition("lint:")[2].partition("\n\n")[0])
+    )
+    assert {hook["entry"].split()[0] for hook in hooks} == linters
+    assert all(re.compile(hook["files"]) for hook in hooks if "files" in hook)
