@@ -10,11 +10,11 @@ import typing
 from itertools import pairwise
 
 import typer
-from pages import ROOT
 from typer.core import TyperGroup
 
 from coordexp.cli.main import app
 from coordexp.config.schema import ExperimentConfig
+from pages import ROOT
 
 # Named in the text before they are merged: unknown to the command line they pass, known to it they are checked like all.
 COMING = {("init",), ("doctor",), ("ab",), ("compare",), ("data", "export-swift")}

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import yaml
+
 from pagecode import COMING_FILES
 from pages import DOCS, ROOT, page, pages, slug
 

@@ -15,6 +15,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from coordexp.cli import main as cli
+from coordexp.config.load import load_config
+from coordexp.runs.rules.registry import RULES
 from pagecode import (
     COMING_OPTIONS,
     EXAMPLE_METRICS,
@@ -31,10 +35,6 @@ from pagecode import (
     sections,
 )
 from pages import ROOT, pages
-
-from coordexp.cli import main as cli
-from coordexp.config.load import load_config
-from coordexp.runs.rules.registry import RULES
 
 REASONS = ("installation", "minutes", "gpu", "another data set", "several processes", "a released checkpoint", "repository")
 BLOCKS = [block for one in pages() for block in one.blocks]
