@@ -42,7 +42,7 @@ def test_run_goes_from_data_to_report_and_every_stage_reruns_from_disk(tmp_path,
     assert manifest["status"] == "complete"
     assert list(manifest["stages"]) == ["data", "model", "train", "predict", "evaluate", "report"]
     rows = [json.loads(line) for line in (run_dir / "logging.jsonl").read_text().splitlines()]
-    assert rows[0]["kind"] == "header"
+    assert (rows[0]["kind"], rows[0]["world_size"]) == ("header", 1)
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3]
     assert {row["step"] for row in rows if "eval_loss" in row} == {2, 3}
     assert list((run_dir / "tensorboard").rglob("events.*"))

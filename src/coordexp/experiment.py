@@ -232,6 +232,7 @@ class _Chain:
             if data.kind != "synth":
                 verify_images(records)
             counts.append(f"{len(records)} {name}")
+            self.directory.add_file(f"data/{name}.jsonl")
         self._say(", ".join(counts) + " images")
 
     def _records(self, split: str, *, quiet: bool = True) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from coordexp.cli import audit, bench, data, evaluate, model, predict, report, run, vocab
+from coordexp.cli import ab, audit, bench, compare, data, evaluate, model, predict, report, run, vocab
 from coordexp.errors import CoordexpError, RunStopped
 
 
@@ -41,6 +41,8 @@ app.command("train")(run.train)
 app.command("predict")(predict.predict)
 app.command("evaluate")(evaluate.evaluate)
 app.command("audit")(audit.audit)
+app.command("ab")(ab.ab)
+app.command("compare")(compare.compare)
 app.command("report")(report.report)
 app.add_typer(data.app, name="data")
 app.add_typer(model.app, name="model")

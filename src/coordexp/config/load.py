@@ -17,6 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 from coordexp.config.schema import ExperimentConfig
 from coordexp.errors import ConfigError
 
+T = typing.TypeVar("T")
+
 # YAML 1.1 reads ``1e-3`` and ``1e3`` as text; in an experiment they are numbers.
 _EXPONENT = re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$")
 _FLOAT_TAG = "tag:yaml.org,2002:float"
@@ -75,22 +77,47 @@ def load_config(path: Path, overrides: list[str] | None = None) -> ExperimentCon
     """The experiment in ``path`` with ``section.key=value`` overrides applied.
 
     Raises:
-        ConfigError: everything that is wrong with it, one line each, with dotted paths.
+        ConfigError: everything that is wrong with it, one line each, with dotted paths; or an A/B file.
+    """
+    problems: list[str] = []
+    raw = read_raw(path, overrides, problems)
+    if "arms" in raw:
+        raise ConfigError(f"{path.name}: arms: this file is an A/B of several runs: run it with coordexp ab")
+    config = build(raw, problems)
+    if problems or config is None:
+        raise ConfigError([f"{path.name}: {problem}" for problem in problems])
+    return config
+
+
+def read_raw(path: Path, overrides: list[str] | None, problems: list[str]) -> dict[str, Any]:
+    """The sections of a file as they stand, ``extends`` and overrides applied; faults of overrides go to ``problems``.
+
+    Raises:
+        ConfigError: a file that cannot be read.
     """
     raw = _read(path, ())
-    problems: list[str] = []
     for override in overrides or []:
         _override(raw, override, problems)
     raw.setdefault("name", path.stem)
     raw.setdefault("data", {})
-    known = _known(raw, ExperimentConfig, "", problems)
-    config: ExperimentConfig | None = None
+    return raw
+
+
+def build(raw: dict[str, Any], problems: list[str], prefix: str = "") -> ExperimentConfig | None:
+    """The typed configuration; its faults go to ``problems``, each behind ``prefix``, and the result is then None or partial."""
+    return validated(raw, ExperimentConfig, problems, prefix)
+
+
+def validated(raw: dict[str, Any], cls: type[T], problems: list[str], prefix: str = "") -> T | None:
+    """``raw`` as the dataclass ``cls``, strictly; every fault goes to ``problems`` with its dotted path."""
+    found: list[str] = []
+    known = _known(raw, cls, "", found)
+    config: T | None = None
     try:
-        config = TypeAdapter(ExperimentConfig).validate_python(known)
+        config = TypeAdapter(cls).validate_python(known)
     except ValidationError as error:
-        problems += [_describe(item) for item in error.errors()]
-    if problems or config is None:
-        raise ConfigError([f"{path.name}: {problem}" for problem in problems])
+        found += [_describe(item) for item in error.errors()]
+    problems += [prefix + problem for problem in found]
     return config
 
 
@@ -117,14 +144,15 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
         return loaded
     if not isinstance(base, str):
         raise ConfigError(f"{path}: extends: expected one file name, got {base!r}")
-    return _merge(_read(path.parent / base, (*chain, path.resolve())), loaded)
+    return merge(_read(path.parent / base, (*chain, path.resolve())), loaded)
 
 
-def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """``top`` over ``base``, section by section."""
     merged = dict(base)
     for key, value in top.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
 
 

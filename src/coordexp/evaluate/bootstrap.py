@@ -61,11 +61,21 @@ def intervals(statistics: Mapping[str, Ratio], *, resamples: int, seed: int) -> 
     images = lengths.pop()
     if images < 2:
         return dict.fromkeys(statistics)
+    return {name: percentiles(values) for name, values in resampled(statistics, images, resamples=resamples, seed=seed).items()}
+
+
+def resampled(statistics: Mapping[str, Ratio], images: int, *, resamples: int, seed: int) -> dict[str, NDArray[np.float64]]:
+    """Each statistic ``[resamples]`` over draws of the images, NaN where undefined; the draws depend on ``seed`` and ``images`` only."""
     found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in statistics}
     for weights in draws(images, resamples=resamples, seed=seed):
         for name, statistic in statistics.items():
             found[name].append(_values(statistic, weights))
-    return {name: percentiles(np.concatenate(blocks)) for name, blocks in found.items()}
+    return {name: np.concatenate(blocks) for name, blocks in found.items()}
+
+
+def point(statistic: Ratio) -> float:
+    """The statistic of the images as they are; NaN where it is undefined."""
+    return float(_values(statistic, np.ones((1, statistic.numerator.shape[0])))[0])
 
 
 def _values(statistic: Ratio, weights: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -32,6 +32,16 @@ def repeats(samples: Sequence[Sample]) -> tuple[IntArray, IntArray]:
     return again, longest
 
 
+def states_parsing(row: Prediction) -> bool:
+    """Whether the row says how its answer was read."""
+    return row.problems is not None or row.states_error
+
+
+def is_clean(row: Prediction) -> bool:
+    """Whether the answer was read without a problem and without an error."""
+    return row.error is None and not any((row.problems or {}).values())
+
+
 def health_metrics(rows: Sequence[Prediction], samples: Sequence[Sample]) -> dict[str, float | int | None]:
     """Rates over rows, and averages per image.
 
@@ -42,8 +52,8 @@ def health_metrics(rows: Sequence[Prediction], samples: Sequence[Sample]) -> dic
     nothing is None.
     """
     again, longest = repeats(samples)
-    stated = [row for row in rows if row.problems is not None or row.states_error]
-    clean = [row for row in stated if row.error is None and not any((row.problems or {}).values())]
+    stated = [row for row in rows if states_parsing(row)]
+    clean = [row for row in stated if is_clean(row)]
     truncated = [row.truncated for row in rows if row.truncated is not None]
     tokens = [row.num_tokens for row in rows if row.num_tokens is not None]
     boxes = sum(len(row.objects) for row in rows)

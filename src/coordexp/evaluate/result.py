@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -54,25 +54,17 @@ def evaluate_files(
         ComparisonError: files that do not fit together: other images, sizes, or truth that is not boxes.
         ConfigError: an unknown convention, or semantic matching without ``embed``.
     """
-    if convention not in CONVENTIONS:
-        raise ConfigError(f"unknown coordinate convention {convention!r}: choose one of {', '.join(CONVENTIONS)}")
     if options.match == "semantic" and embed is None:
         raise ConfigError("semantic matching needs a text model: name its folder")
-    codec = CoordCodec(CONVENTIONS[convention].bins, convention)
-    rows, truth = read_predictions(predictions), read_records(records, check_images=False).records
-    rows = in_order(rows, truth, predictions, records)
-    check_sizes(rows, truth)
-    task, reason = find_task(rows, truth)
-    # The reader has checked that every object of the file has the same readouts.
-    named = next((row.objects[0].readouts for row in rows if row.objects), {})
-    readouts = [FILE_READOUT, *(name for name in READOUT_NAMES if name in named)]
+    joined = join(predictions, records, convention)
+    rows, truth, task, readouts, codec = joined.rows, joined.truth, joined.task, joined.readouts, joined.codec
     results: dict[str, Any] = {"schema": SCHEMA, "task": task}
-    notes = [reason]
+    notes = [joined.reason]
     renamed = _renamed(rows, truth, options, embed)
     samples: list[Sample] = []
     scored: Scored | None = None
     if task != "pointing":
-        samples = make_samples(rows, truth, readouts[1:], lambda desc: renamed.get(normalise(desc), normalise(desc)))
+        samples = joined.samples(renamed)
         scored = score_boxes(samples, readouts, codec, options, predictions, results)
         notes += scored.notes
     referred = _referred(task, rows, truth, readouts, results)
@@ -92,6 +84,43 @@ def evaluate_files(
         with atomic_text(out / "table.md") as file:
             file.write(markdown(results))
     return results
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Predictions in the order of their records, and what follows from the two."""
+
+    rows: list[Prediction]
+    truth: Sequence[Record]
+    task: Task
+    reason: str
+    readouts: list[str]
+    codec: CoordCodec
+
+    def samples(self, renamed: Mapping[str, str]) -> list[Sample]:
+        """The boxes as arrays; a predicted description that is a key of ``renamed`` goes by its value."""
+        return make_samples(self.rows, self.truth, self.readouts[1:], lambda desc: renamed.get(normalise(desc), normalise(desc)))
+
+
+def join(predictions: Path, records: Path, convention: str) -> Joined:
+    """Read both files and pair them image by image.
+
+    Raises:
+        DataError: a file that cannot be read.
+        ComparisonError: files that do not fit together.
+        ConfigError: an unknown convention.
+    """
+    if convention not in CONVENTIONS:
+        raise ConfigError(f"unknown coordinate convention {convention!r}: choose one of {', '.join(CONVENTIONS)}")
+    codec = CoordCodec(CONVENTIONS[convention].bins, convention)
+    rows, truth = read_predictions(predictions), read_records(records, check_images=False).records
+    rows = in_order(rows, truth, predictions, records)
+    check_sizes(rows, truth)
+    task, reason = find_task(rows, truth)
+    # The reader has checked that every object of the file has the same readouts.
+    named = next((row.objects[0].readouts for row in rows if row.objects), {})
+    readouts = [FILE_READOUT, *(name for name in READOUT_NAMES if name in named)]
+    return Joined(rows, truth, task, reason, readouts, codec)
 
 
 def write_results(results: dict[str, Any], path: Path) -> None:

@@ -166,7 +166,8 @@ def _inline(svg: str) -> str:
     body = re.sub(r'(<svg[^>]*?) version="[^"]*"', r'\1 aria-hidden="true" focusable="false"', body, count=1)
     body = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", body)
     body = re.sub(r" font-family: [^;\"]*;", "", body)
-    body = re.sub(r"(\d\.\d\d)\d+", r"\1", body)
+    # Shorter places, in attributes alone: a tick label keeps its digits.
+    body = re.sub(r'"[^"]*"', lambda quoted: re.sub(r"(\d\.\d\d)\d+", r"\1", quoted[0]), body)
     for stand_in, variable in _STAND_INS.items():
         body = body.replace(stand_in, variable)
     return re.sub(r"\n\s*", "\n", body).strip()

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -134,6 +135,7 @@ class RunDirectory:
                 self.manifest["stage"] = None
             # The accelerator is only known once a stage has loaded torch.
             self.manifest["hardware"] = hardware()
+            self.manifest["peak_memory_mib"] = peak_memory()
             self._save()
 
     def finish(self, status: Status) -> None:
@@ -279,6 +281,16 @@ def hardware() -> dict[str, Any]:
         devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         found["cuda"] = [{"name": d.name, "memory_gib": round(d.total_memory / 2**30, 1)} for d in devices]
     return found
+
+
+def peak_memory() -> dict[str, float]:
+    """The most memory this process has held, in MiB: ``host`` (resident), and ``device`` (allocated on GPUs) if torch is loaded."""
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss counts bytes there, KiB elsewhere
+    found = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        found["device"] = sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) / 2**20
+    return {name: round(value, 1) for name, value in found.items()}
 
 
 def _now() -> str:

@@ -141,6 +141,7 @@ def train(
     if data.packs is not None and first:
         _compare_plans(run_dir / "packing.json", data.packs, resume)
         data.packs.write(run_dir / "packing.json")
+    header = header | {"world_size": args.world_size}
     bar, stop = ProgressBar(console), StopRequest()
     generation = None if probe is None or options.probe_steps is None else GenerationProbe(options.probe_steps, probe)
     trainer = CoordTrainer(
