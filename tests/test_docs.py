@@ -9,7 +9,6 @@ import sys
 import pytest
 import yaml
 
-from pagecode import COMING_FILES
 from pages import DOCS, ROOT, page, pages, slug
 
 
@@ -98,11 +97,7 @@ def test_files_and_modules_named_in_the_text_exist():
         if one.path.name == "CHANGELOG.md":
             continue
         for line, span in one.spans():
-            if (
-                re.fullmatch(r"(src|tests|docs|benchmarks|experiments)/[\w./-]+", span)
-                and span not in COMING_FILES
-                and not (ROOT / span).exists()
-            ):
+            if re.fullmatch(r"(src|tests|docs|benchmarks|experiments)/[\w./-]+", span) and not (ROOT / span).exists():
                 wrong.append(f"{one.name}:{line}: {span}")
     assert not wrong, "\n".join(wrong)
 

@@ -17,10 +17,10 @@ import pytest
 import yaml
 
 from coordexp.cli import main as cli
+from coordexp.config.arms import load_ab
 from coordexp.config.load import load_config
 from coordexp.runs.rules.registry import RULES
 from pagecode import (
-    COMING_OPTIONS,
     EXAMPLE_METRICS,
     FOREIGN_OPTIONS,
     check_command,
@@ -89,7 +89,7 @@ def _check_overrides(command, place):
 
 
 def test_commands_options_keys_metrics_and_rules_named_in_the_text_exist():
-    known = option_names() | script_options() | FOREIGN_OPTIONS | COMING_OPTIONS
+    known = option_names() | script_options() | FOREIGN_OPTIONS
     metrics = metric_names()
     codes = {rule.code for rule in RULES}
     names = sections()
@@ -128,7 +128,7 @@ def test_every_experiment_shown_loads(block, tmp_path):
     content.setdefault("data", {}).setdefault("kind", "synth")
     path = tmp_path / (block.value or "part.yaml")
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
-    load_config(path)
+    (load_ab if "arms" in content else load_config)(path)
 
 
 @pytest.mark.parametrize("block", [b for b in _of("json") if b.mark != "form"], ids=lambda b: b.place)
