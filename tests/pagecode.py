@@ -27,8 +27,8 @@ PROGRAMS = {
     "make", "pip", "python", "python3", "torchrun", "accelerate", "tensorboard", "mv", "cp", "head", "tail", "git", "cd", ".",
     "pre-commit", "swift", "ruff", "mypy", "lint-imports",
 }  # fmt: skip
-# Options of other programs that stand alone in the text.
-FOREIGN_OPTIONS = {"--nproc-per-node", "--external_plugins", "--loss_type", "--new_special_tokens"}
+# Options of other programs that stand alone in the text. Ours have no underscores, so what has one is foreign by itself.
+FOREIGN_OPTIONS = {"--nproc-per-node"}
 # Of a term that docs/math.md adds as an example.
 EXAMPLE_METRICS = {"contrib/peak"}
 
@@ -81,13 +81,14 @@ def check_command(words: list[str]) -> None:
 
 
 def commands(script: str) -> list[list[str]]:
-    """Simple commands of a script in words: continued lines joined, comments dropped, split at ``&&``."""
+    """Simple commands of a script in words: continued lines joined, comments and assignments in front dropped, split at ``&&``."""
     found: list[list[str]] = []
     for line in script.replace("\\\n", " ").splitlines():
         current: list[str] = []
         for word in [*shlex.split(line, comments=True), "&&"]:
             if word != "&&":
-                current.append(word)
+                if current or not re.match(r"[A-Z_]+=", word):
+                    current.append(word)
             elif current:
                 found.append(current)
                 current = []

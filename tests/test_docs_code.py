@@ -36,7 +36,7 @@ from pagecode import (
 )
 from pages import ROOT, pages
 
-REASONS = ("installation", "minutes", "gpu", "another data set", "several processes", "a released checkpoint", "repository")
+REASONS = ("installation", "minutes", "gpu", "another data set", "several processes", "a released checkpoint", "another environment")
 BLOCKS = [block for one in pages() for block in one.blocks]
 
 
@@ -110,7 +110,7 @@ def _check_span(span, known, metrics, codes, names):
         options = {word.partition("=")[0] for word in rest if word.startswith("--")}
         if command is not None:
             assert options <= option_names(command), f"no option {', '.join(options - option_names(command))}"
-    elif re.fullmatch(r"--[a-z][\w-]+", words[0]):
+    elif re.fullmatch(r"--[a-z][a-z0-9-]+", words[0]):
         assert words[0] in known, "no such option"
     elif (match := re.match(r"([a-z_]+)\.([a-z_][\w.]*)(=.*)?$", span)) and match[1] in names and f"`{span}" not in metrics:
         if match[2] not in ("yaml", "py", "md", "json", "jsonl", "html", "csv"):
