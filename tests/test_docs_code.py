@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib
+import importlib.util
 import io
 import json
 import re
@@ -117,8 +118,29 @@ def _check_span(span, known, metrics, codes, names):
             check_key(f"{match[1]}.{match[2]}")
     elif match := re.fullmatch(r"(?:eval_)?((?:coord_dist|coord_softce_w1|probe|base_ce|contrib)/[a-z]\w*)", span):
         assert match[1] in metrics or match[1] in EXAMPLE_METRICS, "no such metric"
+    elif re.fullmatch(r"coordexp(\.\w+)+(\(.*)?", span) and not span.endswith((".json", ".yaml")):
+        _resolve_name(span.partition("(")[0])
     for code in re.findall(r"CX\d+", span):
         assert code in codes, "no such rule"
+
+
+def _resolve_name(dotted):
+    """A module, or a name in one.
+
+    Raises:
+        AssertionError: neither.
+    """
+    module, _, name = dotted.rpartition(".")
+    if _spec(dotted) is None:
+        assert _spec(module) is not None, f"no module {module}"
+        assert hasattr(importlib.import_module(module), name), f"no {name} in {module}"
+
+
+def _spec(module):
+    try:
+        return importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        return None
 
 
 @pytest.mark.parametrize("block", [b for b in _of("yaml") if b.mark != "form"], ids=lambda b: b.place)
