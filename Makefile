@@ -5,7 +5,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test setup lint bench clean
+.PHONY: demo test setup lint bench docs clean
 
 demo: $(VENV)/.runtime
 	@$(BIN)/coordexp run experiments/demo.yaml --overwrite
@@ -19,6 +19,10 @@ lint: $(VENV)/.dev
 	@$(BIN)/lint-imports --no-logo >.lint-imports.log || { cat .lint-imports.log; exit 1; }
 
 setup: $(VENV)/.dev
+
+docs: $(VENV)/.dev
+	@$(BIN)/python -m sphinx -b html -W --keep-going -q -d build/doctrees docs build/docs
+	@echo "build/docs/index.html"
 
 bench: $(VENV)/.dev
 	@$(BIN)/python benchmarks/bench_loss.py

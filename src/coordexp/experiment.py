@@ -338,10 +338,10 @@ class _Chain:
 
     def predict(self) -> None:
         """Generate on the test split with the final model."""
-        from coordexp.modeling.load import load_model
+        from coordexp.modeling.load import choose_device, load_model
 
         folder = self._root / "checkpoints" / "final"
-        model = load_model(folder, self.config.model)
+        model = load_model(folder, self.config.model).to(choose_device("auto"))
         records = self._records("test")
         done = predict_records(model, self._template(folder), records, self._root / "predictions.jsonl", self.config.decode, self.console)
         if done.finished:
