@@ -227,7 +227,7 @@ class CoordSwiftTrainer(Seq2SeqTrainer):
                     output = self._run(model, inputs, None)
                 sums = sums + step_sums(output, inputs, self.config.token_type_metrics)
                 count, batches = count + len(inputs["image_ids"]), batches + 1
-                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+                self.control: Any = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         if not sums.values:
             raise ConfigError("evaluation got no batch: the evaluation data is empty")
         seen = self.accelerator.reduce(torch.tensor(count, device=self.args.device), reduction="sum")
