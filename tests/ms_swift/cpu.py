@@ -10,8 +10,11 @@ import os
 import sys
 import types
 
+import torch
+import transformers
+from swift.callbacks import callbacks_map
 from swift.template.templates.qwen import Qwen2VLTemplate
-from transformers import Qwen3VLProcessor
+from transformers import Qwen3VLProcessor, TrainerCallback
 
 
 def _import_qwen_vl_utils() -> None:
@@ -38,8 +41,18 @@ class ImageProcessor(Qwen3VLProcessor):
 
 
 _import_qwen_vl_utils()
-import transformers  # noqa: E402
-
 transformers.AutoProcessor = ImageProcessor
 # In Qwen's own vocabulary it is 151655, written into the template; the tests' vocabulary has it elsewhere.
 Qwen2VLTemplate.image_token_id = int(os.environ["IMAGE_TOKEN_ID"])
+
+
+class FirstGradient(TrainerCallback):
+    """Keeps the gradient of the first step in the file that ``GRADIENT_OUT`` names, if any."""
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        path = os.environ.get("GRADIENT_OUT")
+        if path and state.global_step == 0 and state.is_world_process_zero:
+            torch.save({name.removeprefix("module."): p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}, path)
+
+
+callbacks_map["first_gradient"] = lambda args, trainer: FirstGradient()
