@@ -52,8 +52,9 @@ def arguments(out: Path, *, plugin: bool = True, loss: bool = True, evaluate: Pa
         "tuner_type": "full", "freeze_vit": "false", "freeze_aligner": "false", "torch_dtype": "float32",
         "dataset": data() / "train.jsonl", "val_dataset": evaluate or data() / "val.jsonl", "max_steps": 1, "logging_steps": 1,
         "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "no", "learning_rate": 1e-3, "warmup_ratio": 0, "max_grad_norm": 1e9,
-        "per_device_train_batch_size": 2, "per_device_eval_batch_size": 4, "gradient_accumulation_steps": 8, "gradient_checkpointing": "false",
-        "report_to": "none", "add_version": "false", "output_dir": out, "dataloader_num_workers": 0,
+        "per_device_train_batch_size": 2, "per_device_eval_batch_size": 4, "gradient_accumulation_steps": 8,
+        "gradient_checkpointing": "false",
+                "report_to": "none", "add_version": "false", "output_dir": out, "dataloader_num_workers": 0,
     }  # fmt: skip
     plugins = [CPU, PLUGIN] if plugin else [CPU]
     if loss:

@@ -25,7 +25,13 @@ STEPS = 12
 WINDOWS = {
     "ga1": {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "per_device_eval_batch_size": 16},
     "ga8": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 8, "save_strategy": "steps", "save_steps": STEPS},
-    "ranks": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "per_device_eval_batch_size": 5, "ddp_backend": "gloo"},
+    "ranks": {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 4,
+        "per_device_eval_batch_size": 5,
+        "use_cpu": "true",
+        "ddp_backend": "gloo",
+    },
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from swift.dataset import LazyLLMDataset
 from swift.trainers import Seq2SeqTrainer
 from swift.utils import get_logger
@@ -92,6 +92,11 @@ class CoordSwiftTrainer(Seq2SeqTrainer):
         self._step_sums = LossSums()
         self._train_sums = LossSums()
         super().__init__(model=model, args=args, template=template, train_dataset=train, eval_dataset=evaluation, **kwargs)
+        if self.args.world_size > 1 and self.accelerator.distributed_type == DistributedType.NO:
+            raise ConfigError(
+                f"{self.args.world_size} processes were started and accelerate joined none of them: each would train alone on its share: "
+                "without a GPU pass --use_cpu true"
+            )
         for line in self._banner(train):
             logger.info_if(f"coordexp: {line}", cond=self.is_world_process_zero())
 
