@@ -12,7 +12,7 @@ from coordexp.codec import CONVENTIONS, CoordCodec
 from coordexp.errors import ConfigError, DataError, VocabError
 from coordexp.grammar import COORD_TOKEN
 from coordexp.integrations.ms_swift.options import CONFIG_VARIABLE, LOSS_NAME, ConfigSource
-from coordexp.integrations.ms_swift.rows import answers_of, row_targets
+from coordexp.integrations.ms_swift.rows import answers_of, name_of, row_targets
 from coordexp.modeling.manifest import CHECKPOINT_MANIFEST, check_contract, read_checkpoint_manifest
 from coordexp.train.forward import unwrapped
 from coordexp.train.launch import step_line
@@ -73,7 +73,7 @@ def look_at_rows(name: str, rows: Any, codec: CoordCodec) -> DataFacts:
         try:
             targets = row_targets(row, codec)
         except DataError as error:
-            raise DataError(f"row {index} of the {name} data: {error}") from error
+            raise DataError(f"{name} row {name_of(row, str(index))}: {error}") from error
         read += 1
         prompts |= dict.fromkeys(_text(m["content"]) for m in row["messages"] if m["role"] == "user")
         has_tokens = any(COORD_TOKEN.search(answer) for answer in answers_of(row))

@@ -67,6 +67,14 @@ def answers_of(row: Mapping[str, Any]) -> list[str]:
     return texts
 
 
+def name_of(row: Mapping[str, Any], number: str) -> str:
+    """What a row is called in messages: its first image, because ms-swift shuffles the rows; its number where it has none."""
+    images = row.get("images") or []
+    first = images[0] if images else None
+    path = first.get("path") if isinstance(first, Mapping) else first
+    return path if isinstance(path, str) and path else number
+
+
 def row_targets(row: Mapping[str, Any], codec: CoordCodec) -> list[AnswerTargets]:
     """Targets of all answers of a row. Without ``objects`` a token's own bin is its centre and extents are NaN.
 

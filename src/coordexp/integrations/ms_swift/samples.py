@@ -14,7 +14,7 @@ from coordexp.codec import CoordCodec
 from coordexp.data.collate import IGNORE, shift
 from coordexp.errors import DataError
 from coordexp.grammar import ROLE_CODES
-from coordexp.integrations.ms_swift.rows import answers_of, row_targets, token_targets
+from coordexp.integrations.ms_swift.rows import answers_of, name_of, row_targets, token_targets
 
 _TARGETS: Final = "coordexp_targets"
 _NAME: Final = "coordexp_name"
@@ -41,10 +41,10 @@ class SwiftSamples(Dataset[dict[str, Any]]):
             return self.rows[index]
         row = self.rows[index]
         try:
-            return self.encoded(row) | {_NAME: f"{self.name}:{index}"}
+            return self.encoded(row) | {_NAME: name_of(row, f"{self.name}:{index}")}
         except (DataError, ValueError) as error:
             # ms-swift's own complaints, of a row beyond --max_length for one, are ValueErrors.
-            raise DataError(f"row {index} of the {self.name} data: {error}") from error
+            raise DataError(f"{self.name} row {name_of(row, str(index))}: {error}") from error
 
     def encoded(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The template's encoding of a row, with its targets.
