@@ -105,6 +105,7 @@ def test_evaluation_is_that_of_coord_trainer_on_the_same_batches(build, tmp_path
     loader = trainer.get_eval_dataloader()
     got = trainer.evaluate()
     ours = reference(tmp_path, EVERYTHING)
+    ours.callback_handler.callbacks = []
     batches = [{key: batch[key] for key in OURS} for batch in loader]
     ours.get_eval_dataloader = lambda data: batches
     expected = ours.evaluate()

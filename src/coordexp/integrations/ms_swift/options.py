@@ -50,15 +50,15 @@ class ConfigSource:
     unused: tuple[str, ...] = ()
 
 
-def read_config(environment: Mapping[str, str] = os.environ) -> ConfigSource:
-    """The configuration that ``COORDEXP_CONFIG`` names; the defaults where it is not set or empty.
+def read_config(environment: Mapping[str, str] | None = None) -> ConfigSource:
+    """The configuration that ``COORDEXP_CONFIG`` names in ``environment`` (None: this process's); the defaults where it is not set.
 
     The file may be an experiment: its other sections are checked for unknown keys and named as unused.
 
     Raises:
         ConfigError: every fault of the file, one line each, with the nearest legal name.
     """
-    name = environment.get(CONFIG_VARIABLE, "")
+    name = (os.environ if environment is None else environment).get(CONFIG_VARIABLE, "")
     if not name:
         return ConfigSource(PluginConfig(), None)
     path = Path(name).expanduser()
