@@ -19,7 +19,7 @@ from sft import data, environment, rows, start
 pytestmark = pytest.mark.filterwarnings("default")
 
 OBJECTIVE = {"sigma": 4.0, "w1": 0.01, "crps": 0.1, "text_gate": 0.2}
-STEPS = 12
+STEPS = 8
 # Every step of these takes all 16 samples; so the loss of step n + 1 is the loss of the set under the weights after step n,
 # which is what the evaluation after step n says.
 WINDOWS = {

@@ -222,6 +222,16 @@ def test_an_upstream_of_another_shape_is_refused_loudly(monkeypatch, where, chan
     assert said in caught.value.problems[1]
 
 
+def test_processes_that_accelerate_did_not_join_are_refused(build, monkeypatch, capsys):
+    """On CPU without --use_cpu ms-swift starts two processes that never exchange a gradient."""
+    from swift.trainers import Seq2SeqTrainingArguments
+
+    monkeypatch.setattr(Seq2SeqTrainingArguments, "world_size", property(lambda self: 2))
+    with pytest.raises(SystemExit):
+        build()
+    assert "error: 2 processes were started and accelerate joined none of them" in capsys.readouterr().err
+
+
 def test_the_loss_name_alone_under_another_trainer_is_refused(build):
     build()  # registers it
     from swift.loss import loss_map
