@@ -63,14 +63,17 @@ def arguments(out: Path, *, plugin: bool = True, loss: bool = True, evaluate: Pa
     return [*words, "--external_plugins", *map(str, plugins)]
 
 
-def start(out: Path, *, environ: dict[str, str], **changes: object) -> subprocess.Popen[str]:
-    """The command in a process of its own; its words go to ``out``.log."""
-    program = shutil.which("swift", path=str(Path(sys.executable).parent)) or "swift"
+def start(out: Path, *, environ: dict[str, str], whole: bool = False, **changes: object) -> subprocess.Popen[str]:
+    """The command in a process of its own; its words go to ``out``.log.
+
+    ``whole``: as a user types it, which starts ``swift.cli.sft`` in its turn (under torchrun if asked to); without, that module at once.
+    """
+    program = [shutil.which("swift", path=str(Path(sys.executable).parent)) or "swift", "sft"]
+    command = program if whole else [sys.executable, "-m", "swift.cli.sft"]
     out.mkdir(parents=True)
     with out.with_suffix(".log").open("w") as log:
-        # The plugins' tests import nothing of the tests but this folder's callback.
         return subprocess.Popen(
-            [program, "sft", *arguments(out, **changes)], stdout=log, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environ}
+            [*command, *arguments(out, **changes)], stdout=log, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environ}
         )
 
 

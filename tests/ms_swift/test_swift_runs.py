@@ -43,15 +43,15 @@ def runs(tmp_path_factory):
         name: {"evaluate": data() / "train.jsonl", "max_steps": STEPS, "callbacks": "first_gradient", **window}
         for name, window in WINDOWS.items()
     }
-    waiting["stock"] = {"plugin": False, "loss": False, "max_steps": 2}
-    waiting["unchosen"] = {"plugin": True, "loss": False, "max_steps": 2}
+    plain = {"loss": False, "max_steps": 2, "callbacks": "first_gradient"}
+    waiting |= {"stock": {"plugin": False, **plain}, "unchosen": {"plugin": True, **plain}}
     started = {}
     for name, changes in waiting.items():
         while sum(process.poll() is None for process in started.values()) >= 2:
             next(p for p in started.values() if p.poll() is None).wait(timeout=300)
         extra = {"NPROC_PER_NODE": "2"} if name == "ranks" else {}
         environ = environment(OBJECTIVE, folder) | extra | {"GRADIENT_OUT": str(folder / f"{name}.pt")}
-        started[name] = start(folder / name, environ=environ, **changes)
+        started[name] = start(folder / name, environ=environ, whole=name in ("ga8", "ranks"), **changes)
     for name, process in started.items():
         assert process.wait(timeout=300) == 0, (folder / f"{name}.log").read_text()[-3000:]
     return folder
@@ -139,8 +139,9 @@ def test_without_the_loss_name_the_command_is_stock_with_the_plugin_and_without(
     train, evaluation = rows(runs / "stock")
     assert set(train[0]) == {"loss", "grad_norm", "learning_rate", "token_acc", "epoch", "global_step/max_steps"}
     assert set(evaluation[0]) == {"eval_loss", "eval_token_acc", "epoch", "global_step/max_steps"}
-    a, b = (torch.load(runs / f"{name}.pt") for name in ("stock", "unchosen")) if (runs / "stock.pt").exists() else ({}, {})
+    a, b = (torch.load(runs / f"{name}.pt") for name in ("stock", "unchosen"))
     assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
+import sys
 
 import pytest
 import torch
 
 from coordexp.data.dataset import RecordDataset
+from coordexp.errors import ConfigError
 from coordexp.integrations.ms_swift import contract
 from coordexp.losses.objective import CoordObjective
 from coordexp.train.launch import training_arguments
@@ -204,10 +207,6 @@ def test_the_installed_ms_swift_has_the_shape_that_the_plugin_needs():
     ],
 )  # fmt: skip
 def test_an_upstream_of_another_shape_is_refused_loudly(monkeypatch, where, change, said):
-    import importlib
-
-    from coordexp.errors import ConfigError
-
     module, _, names = where.partition(":")
     owner, name = names.split(".")
     target = getattr(importlib.import_module(module), owner)
@@ -220,6 +219,15 @@ def test_an_upstream_of_another_shape_is_refused_loudly(monkeypatch, where, chan
     assert "pip install ms-swift==4.6.0" in caught.value.problems[0]
     assert len(caught.value.problems) == 2
     assert said in caught.value.problems[1]
+
+
+def test_a_template_that_drops_the_labels_on_the_way_is_refused(build):
+    """As Qwen2.5-VL's does: without them the model gives logits, and no objective."""
+    trainer = build({})
+    kept = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids", "pixel_values", "image_grid_thw")
+    trainer.template._post_encode = lambda model, inputs: {key: inputs[key] for key in kept}
+    with pytest.raises(ConfigError, match="--template: Qwen3VLTemplate of ms-swift drops the labels"):
+        trainer.train()
 
 
 def test_processes_that_accelerate_did_not_join_are_refused(build, monkeypatch, capsys):
@@ -236,15 +244,11 @@ def test_the_loss_name_alone_under_another_trainer_is_refused(build):
     build()  # registers it
     from swift.loss import loss_map
 
-    from coordexp.errors import ConfigError
-
     with pytest.raises(ConfigError, match="only for `swift sft` with --task_type causal_lm, got object"):
         loss_map["coordexp"](None, object())
 
 
 def test_the_plugins_folder_does_not_hide_ms_swift_from_later_imports(build):
-    import sys
-
     from swift.utils.utils import import_external_file
 
     before = list(sys.path)
