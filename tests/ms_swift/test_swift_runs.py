@@ -16,7 +16,11 @@ from coordexp.train import registry
 from coordexp.train.options import TokenTypeMetrics
 from sft import data, environment, rows, start
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning"),
+]
 
 OBJECTIVE = {"sigma": 4.0, "w1": 0.01, "crps": 0.1, "text_gate": 0.2}
 STEPS = 8

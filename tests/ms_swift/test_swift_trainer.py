@@ -21,7 +21,11 @@ from coordexp.train.trainer import CoordTrainer
 from sft import PLUGIN, arguments, environment
 from tiny import Watch, collator, fresh_model, gradients, records, template, vocab, workspace
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning"),
+]
 
 EVERYTHING = {"ce": 0.3, "w1": 0.05, "crps": 0.1, "text_gate": 0.2, "entropy": 0.05, "variance": 1e-4, "sigma": 4.0, "temperature": 0.8}
 # What CoordTrainer's batches hold; the model makes its own positions from them.
