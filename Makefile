@@ -1,17 +1,25 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# ms-swift caps transformers and peft below what the rest runs with.
+SWIFT := .venv-swift
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test setup lint bench docs clean
+.PHONY: demo test test-swift setup lint bench docs clean
 
 demo: $(VENV)/.runtime
 	@$(BIN)/coordexp run experiments/demo.yaml --overwrite
 
-test: lint
+# The second environment is installed beside the first and the linters: one core each.
+test:
+	@$(MAKE) --no-print-directory -j 2 lint $(SWIFT)/.installed
 	@$(BIN)/python -m pytest -n 2
+	@$(SWIFT)/bin/python -m pytest tests/ms_swift
+
+test-swift: $(SWIFT)/.installed
+	@$(SWIFT)/bin/python -m pytest tests/ms_swift
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
@@ -45,5 +53,13 @@ $(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt
 	@touch $(VENV)/.runtime $@
 	@echo "installed"
 
+$(SWIFT)/.installed: $(VENV)/.python pyproject.toml constraints.txt
+	@echo "installing coordexp beside ms-swift into $(SWIFT) (about two minutes)"
+	@$(PYTHON) -m venv $(SWIFT)
+	@$(SWIFT)/bin/python -m pip install -q -c constraints.txt -e ".[swift]" "pytest>=8.3" "hypothesis>=6.115" 2>$(SWIFT)/pip.log \
+	  || { cat $(SWIFT)/pip.log; exit 1; }
+	@touch $@
+	@echo "installed $(SWIFT)"
+
 clean:
-	rm -rf $(VENV) .lint-imports.log
+	rm -rf $(VENV) $(SWIFT) .lint-imports.log

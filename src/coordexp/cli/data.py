@@ -1,4 +1,4 @@
-"""``coordexp data synth | import | validate | stats | render``."""
+"""``coordexp data synth | import | export-swift | validate | stats | render``."""
 
 from __future__ import annotations
 
@@ -93,6 +93,39 @@ def import_(
     typer.echo(
         f"{len(report.warnings)} warnings, {len(report.repaired)} repaired, {len(report.dropped)} left out; also in {out / 'import.json'}"
     )
+
+
+@app.command("export-swift")
+def export_swift(
+    files: Annotated[list[Path], typer.Argument(metavar="RECORDS.jsonl...", help="Record files, one for each split.")],
+    out: Out,
+    prompt: Annotated[str | None, typer.Option(help="The question; the default is that of an experiment.")] = None,
+    convention: Annotated[str, typer.Option(help="Coordinate convention of the tokens.")] = "norm999",
+    order: Annotated[str, typer.Option(help="Order of the objects: sorted or random (drawn once, from --seed).")] = "sorted",
+    seed: int = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write records as ms-swift grounding JSONL whose answers are in coordinate tokens: OUT/<name of each file>.jsonl."""
+    from coordexp.data.options import DEFAULT_PROMPT
+    from coordexp.data.swift_rows import SwiftExportOptions
+    from coordexp.data.swift_rows import export_swift as write
+
+    _one_of("--order", order, ("sorted", "random"))
+    options = SwiftExportOptions(
+        prompt=DEFAULT_PROMPT if prompt is None else prompt,
+        convention=convention,
+        order="random" if order == "random" else "sorted",
+        seed=seed,
+    )
+    with progress("rows") as update:
+        done = write(files, out, options, overwrite=overwrite, progress=update)
+    splits = ", ".join(f"{count} {name}" for name, count in done.splits.items())
+    notes = [
+        f"{done.adjusted} boxes kept open by one bin" if done.adjusted else "",
+        f"{done.crowd} crowd regions left out" if done.crowd else "",
+        f"{done.copied} images written anew, upright and in RGB" if done.copied else "",
+    ]
+    typer.echo(f"{splits} rows, {done.objects} objects written to {out}" + "".join(f"; {note}" for note in notes if note))
 
 
 @app.command("validate")

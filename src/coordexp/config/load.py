@@ -121,6 +121,29 @@ def validated(raw: dict[str, Any], cls: type[T], problems: list[str], prefix: st
     return config
 
 
+def load_sections(path: Path, wanted: type[T], *, beside: type) -> tuple[T, tuple[str, ...]]:
+    """The sections of dataclass ``wanted`` in ``path``, and the names of its other sections, which those of ``beside`` may be.
+
+    The keys of the others are checked, their values are not.
+
+    Raises:
+        ConfigError: everything that is wrong with it, one line each, with dotted paths.
+    """
+    raw = _read(path, ())
+    others = {key: value for key, value in raw.items() if key in _hints(beside) and key not in _hints(wanted)}
+    problems: list[str] = []
+    known = _known({key: value for key, value in raw.items() if key not in others}, wanted, "", problems)
+    _known(others, beside, "", problems)
+    found: T | None = None
+    try:
+        found = TypeAdapter(wanted).validate_python(known)
+    except ValidationError as error:
+        problems += [_describe(item) for item in error.errors()]
+    if problems or found is None:
+        raise ConfigError([f"{path.name}: {problem}" for problem in problems])
+    return found, tuple(others)
+
+
 def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in chain:
         raise ConfigError(f"{path}: extends: expected a chain that ends, got a cycle")

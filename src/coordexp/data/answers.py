@@ -27,11 +27,23 @@ def record_instances(
     Raises:
         DataError: a description that holds a reserved token.
     """
+    made = [_instance(record, item, codec) for item in answer_objects(record, order=order, seed=seed, epoch=epoch)]
+    return [instance for instance, _ in made], sum(moved for _, moved in made)
+
+
+def answer_objects(record: Record, *, order: str = "sorted", seed: int = 0, epoch: int = 0) -> list[RecordObject]:
+    """The objects that :func:`record_instances` writes, in its order."""
     objects = sorted((item for item in record.objects if not item.crowd), key=_position)
     if order == "random":
         random.Random(f"{seed}:{epoch}:{record.image_id}").shuffle(objects)
-    made = [_instance(record, item, codec) for item in objects]
-    return [instance for instance, _ in made], sum(moved for _, moved in made)
+    return objects
+
+
+def answer_values(item: RecordObject) -> tuple[float, ...]:
+    """The object's pixel values in the order in which the answer writes their bins."""
+    if item.geometry != "poly":
+        return item.values
+    return tuple(v for i in polygon_order(item.values) for v in item.values[2 * i : 2 * i + 2])
 
 
 def instance_pixels(instance: Instance, codec: CoordCodec, width: int, height: int) -> list[float]:
@@ -42,9 +54,7 @@ def instance_pixels(instance: Instance, codec: CoordCodec, width: int, height: i
 def _instance(record: Record, item: RecordObject, codec: CoordCodec) -> tuple[Instance, bool]:
     if _RESERVED.search(item.desc):
         raise DataError(f"{record.source}: desc: expected plain text, got {item.desc!r}, which holds a reserved token")
-    values = item.values
-    if item.geometry == "poly":
-        values = tuple(v for i in polygon_order(values) for v in values[2 * i : 2 * i + 2])
+    values = answer_values(item)
     sides = np.where(np.arange(len(values)) % 2 == 0, record.width, record.height)
     moved = False
     if item.geometry == "bbox_2d":

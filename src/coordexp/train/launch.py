@@ -88,15 +88,22 @@ def banner(trainer: CoordTrainer) -> str:
     total = sum(p.numel() for p in trainer.model.parameters())
     terms = " + ".join(f"{objective.weight(name):g} {name}" for name in objective.active)
     unit = "packs" if isinstance(trainer.train_dataset, PackedDataset) else "samples"
+    return (
+        f"trains {trained:,} of {total:,} parameters on: {terms}\n"
+        + "".join(f"  {line}\n" for line in describe_groups(trainer.model, trainer.rates))
+        + step_line(objective, args, unit)
+    )
+
+
+def step_line(objective: CoordObjective, args: Any, unit: str) -> str:
+    """How much makes one step, and what divides its sums; ``args`` are ``TrainingArguments``."""
     window = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     if objective.normalization == "group":
         divisor = "text terms divide by text positions, coordinate terms by coordinate positions"
     else:
         divisor = "all terms divide by all supervised positions"
     return (
-        f"trains {trained:,} of {total:,} parameters on: {terms}\n"
-        + "".join(f"  {line}\n" for line in describe_groups(trainer.model, trainer.rates))
-        + f"one step = {args.per_device_train_batch_size} {unit} x {args.gradient_accumulation_steps} micro-batches x "
+        f"one step = {args.per_device_train_batch_size} {unit} x {args.gradient_accumulation_steps} micro-batches x "
         f"{args.world_size} ranks = {window} {unit}; {divisor}, counted over the whole step"
     )
 

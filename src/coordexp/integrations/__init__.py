@@ -1,0 +1,1 @@
+"""Other people's trainers, with this package's objective and metrics."""

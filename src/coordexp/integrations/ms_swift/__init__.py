@@ -1,0 +1,1 @@
+"""The ms-swift plugin; ``coordexp/integrations/swift.py`` is the file that ms-swift imports."""
