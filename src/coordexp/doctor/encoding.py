@@ -114,7 +114,9 @@ def _find_units(values: Floats, sides: Floats, promised: str | None, layout: str
             return _thousand(values, layout, thousand), ceiling
     # Far outside, under every layout: an annotation that leaves the image by a little is not enough.
     far = min(
-        float((corners(values, name)[:, 2:] > 1.1 * sides).any(axis=1).mean()) for name in LAYOUTS if pixel[name] < min(pixel.values()) + 0.02
+        float((corners(values, name)[:, 2:] > 1.1 * sides).any(axis=1).mean())
+        for name in LAYOUTS
+        if pixel[name] < min(pixel.values()) + 0.02
     )
     if min(pixel.values()) >= _BROKEN and far >= 0.02 and top >= 850 and min(thousand.values()) < 0.01:
         share = pixel[layout]
@@ -173,7 +175,7 @@ def grids(file: BoxFile, reading: Reading) -> dict[str, Any]:
     return result
 
 
-def _on_grid(x: Floats, side: Floats | float, grid: int, written: float) -> NDArray[np.bool_]:
+def _on_grid(x: NDArray[Any], side: Floats | float, grid: int, written: float) -> NDArray[np.bool_]:
     step = side / np.float64(grid)
     return np.asarray(np.abs(x - np.round(x / step) * step) <= 0.5 * written * (1 + 1e-6) + 1e-9 * side)
 

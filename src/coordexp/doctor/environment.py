@@ -10,7 +10,7 @@ import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -54,7 +54,7 @@ def _declared_python() -> str | None:
 
 
 def _installed() -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for package in metadata.distributions():
         name = package.metadata["Name"]
         if name:
@@ -76,7 +76,7 @@ def check_python(version: str, declared: str | None) -> Check:
 def check_packages(declared: list[Requirement] | None, installed: dict[str, str]) -> Check:
     """``environment.packages``: installed versions against the ranges of the package's metadata."""
     shown = ", ".join(f"{name} {installed[name]}" for name in SHOWN if name in installed)
-    details = {"installed": {name: installed[name] for name in SHOWN if name in installed}, "problems": {}}
+    details: dict[str, Any] = {"installed": {name: installed[name] for name in SHOWN if name in installed}, "problems": {}}
     if declared is None:
         advice = "install the package (pip install -e .) to have the supported ranges checked"
         return Check("environment.packages", "skipped", f"{shown}; no package metadata", advice, details)
@@ -125,7 +125,9 @@ def check_gpu(names: list[str], *, bf16: bool, gpu_build: bool, driver: bool) ->
         return Check("environment.gpu", "ok", seen, details=details)
     if driver:
         why = "torch's build has no CUDA" if not gpu_build else "torch does not see the GPU"
-        advice = "install a CUDA build of torch" if not gpu_build else "compare nvidia-smi's CUDA version with torch's, and CUDA_VISIBLE_DEVICES"
+        advice = (
+            "install a CUDA build of torch" if not gpu_build else "compare nvidia-smi's CUDA version with torch's, and CUDA_VISIBLE_DEVICES"
+        )
         return Check("environment.gpu", "warning", f"an NVIDIA driver is loaded, but {why}", advice, details)
     return Check("environment.gpu", "ok", "none: everything runs on the CPU, slowly for real models", details=details)
 

@@ -65,8 +65,15 @@ def _in_shares(sample: Sample) -> Sample:
     return replace(sample, true_boxes=sample.true_boxes / side, pred_boxes={FILE_READOUT: sample.pred_boxes[FILE_READOUT] / side})
 
 
-def _moved(samples: Sequence[Sample], change: Callable[[int, Floats], Floats]) -> list[Sample]:
-    return [replace(s, pred_boxes={FILE_READOUT: change(i, s.pred_boxes[FILE_READOUT])}) for i, s in enumerate(samples)]
+def _reread(samples: Sequence[Sample], sides: Sequence[Floats], change: Change) -> list[Sample]:
+    return [
+        replace(s, pred_boxes={FILE_READOUT: change(s.pred_boxes[FILE_READOUT] * side, side)})
+        for s, side in zip(samples, sides, strict=True)
+    ]
+
+
+def _straightened(samples: Sequence[Sample], slope: float, offset: float) -> list[Sample]:
+    return [replace(s, pred_boxes={FILE_READOUT: (s.pred_boxes[FILE_READOUT] - offset) / slope}) for s in samples]
 
 
 def _matches(samples: Sequence[Sample]) -> int:
@@ -80,10 +87,7 @@ def _check_reading(samples: list[Sample], sides: list[Floats]) -> Check:
     details: dict[str, object] = {"predicted": predicted, "true": true, "matched": plain}
     if not predicted or not true:
         return Check("predictions.reading", "skipped", seen, details=details)
-    counts = {
-        name: _matches(_moved(samples, lambda i, b, change=change: change(b * sides[i], sides[i])))
-        for name, (change, _) in READINGS.items()
-    }
+    counts = {name: _matches(_reread(samples, sides, change)) for name, (change, _) in READINGS.items()}
     details["matched_if"] = counts
     best = max(counts, key=counts.__getitem__)
     if counts[best] >= _TIMES * plain and counts[best] >= plain + _GAIN:
@@ -103,8 +107,7 @@ def match_around_line(samples: Sequence[Sample]) -> tuple[Floats, Floats, NDArra
     for start in sorted(scales, key=lambda slope: abs(slope - 1)):
         slope, offset = start, 0.0
         for _ in range(_ROUNDS):
-            straight = _moved(samples, lambda _, b, slope=slope, offset=offset: (b - offset) / slope)
-            found = _collect(samples, matched_pairs(straight))
+            found = _collect(samples, matched_pairs(_straightened(samples, slope, offset)))
             line = fit_line(*found)
             if line is None:
                 break

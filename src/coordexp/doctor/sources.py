@@ -88,7 +88,9 @@ def read_boxes(path: Path) -> BoxFile:
         DataError: a file that is missing, no JSON, or holds no row of that kind.
     """
     if not path.is_file():
-        raise DataError(f"{path}: expected a data file, got {'a folder' if path.is_dir() else 'nothing there'}: name the JSONL or JSON file")
+        raise DataError(
+            f"{path}: expected a data file, got {'a folder' if path.is_dir() else 'nothing there'}: name the JSONL or JSON file"
+        )
     content = _whole(path)
     found = _Found()
     if isinstance(content, dict) and isinstance(content.get("annotations"), list) and isinstance(content.get("images"), list):
@@ -190,7 +192,8 @@ def _items(row: dict[str, Any]) -> Any:
 
 def _side(row: dict[str, Any], folder: Path) -> tuple[float, float]:
     """Width and height as the row says, else from the image's header, else NaN."""
-    width, height = row.get("width"), row.get("height")
+    width: Any = row.get("width")
+    height: Any = row.get("height")
     if _is_number(width) and _is_number(height) and width > 0 and height > 0:
         return float(width), float(height)
     name = row.get("images", row.get("image"))
