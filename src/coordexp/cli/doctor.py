@@ -23,6 +23,7 @@ def doctor(
 ) -> None:
     """Check this machine, and what else is given, for what spoils a run. Exit code 1 if a check fails.
 
+    \b
     Examples:
       coordexp doctor
       coordexp doctor models/qwen --data data/train.jsonl

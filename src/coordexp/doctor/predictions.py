@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from coordexp.boxes import iou_matrix
 from coordexp.data.records import read_records
 from coordexp.doctor.checks import Check
 from coordexp.doctor.mixups import CLEAR, MIN_BOXES, MIN_IMAGES, Floats, Line, Pair, Verdict, fit_line, judge, pairs
@@ -76,20 +77,24 @@ def _straightened(samples: Sequence[Sample], slope: float, offset: float) -> lis
     return [replace(s, pred_boxes={FILE_READOUT: (s.pred_boxes[FILE_READOUT] - offset) / slope}) for s in samples]
 
 
-def _matches(samples: Sequence[Sample]) -> int:
-    return sum(len(pred) for pred, _ in matched_pairs(samples))
+def _matches(samples: Sequence[Sample]) -> tuple[int, float]:
+    """Matched boxes and the sum of their IoU, which tells readings apart that match alike."""
+    found = matched_pairs(samples)
+    total = sum(iou_matrix(s.pred_boxes[FILE_READOUT][p], s.true_boxes[t]).trace() for s, (p, t) in zip(samples, found, strict=True))
+    return sum(len(pred) for pred, _ in found), float(total)
 
 
 def _check_reading(samples: list[Sample], sides: list[Floats]) -> Check:
     predicted, true = sum(len(s.pred_labels) for s in samples), sum(len(s.true_labels) for s in samples)
-    plain = _matches(samples)
+    plain, _ = _matches(samples)
     seen = f"{plain} of {predicted} predicted boxes meet one of {true} true ones at IoU .5"
     details: dict[str, object] = {"predicted": predicted, "true": true, "matched": plain}
     if not predicted or not true:
         return Check("predictions.reading", "skipped", seen, details=details)
-    counts = {name: _matches(_reread(samples, sides, change)) for name, (change, _) in READINGS.items()}
-    details["matched_if"] = counts
-    best = max(counts, key=counts.__getitem__)
+    found = {name: _matches(_reread(samples, sides, change)) for name, (change, _) in READINGS.items()}
+    details["matched_if"] = counts = {name: count for name, (count, _) in found.items()}
+    best = max(found, key=lambda name: found[name][1])
+    details["closest"] = best
     if counts[best] >= _TIMES * plain and counts[best] >= plain + _GAIN:
         seen += f"; {counts[best]} would if they were read as {READINGS[best][1]}"
         return Check("predictions.reading", "fail", seen, "correct the program that wrote the predictions: boxes are xyxy pixels", details)
