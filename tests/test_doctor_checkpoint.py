@@ -213,7 +213,8 @@ FAULTS = {
     ),
     "config is no JSON": (
         lambda folder: (folder / "config.json").write_text("["),
-        {"weights": "skipped", "sizes": "skipped", "head": "skipped", "rows": "skipped"},
+        {"files": "fail", "tokens": "fail"}
+        | dict.fromkeys(("round_trip", "special_tokens", "weights", "sizes", "head", "rows"), "skipped"),
     ),
 }
 

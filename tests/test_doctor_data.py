@@ -10,41 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from boxfiles import LARGE, LAYOUTS, PHOTO, rows, write
 from coordexp.codec import CONVENTIONS, CoordCodec
 from coordexp.doctor.data import check_data
 from coordexp.doctor.sources import read_boxes
 from coordexp.errors import DataError
 
-PHOTO = ((640, 480), (480, 640), (500, 375))
-LARGE = ((1920, 1080), (3000, 2000))
 # On some of these every whole pixel lies on k/1000 of the side, or half of them do.
 TRAPS = ((1000, 1500), (2500, 500), (999, 333), (800, 800), (1023, 2046), (1998, 4000))
-
-
-def random_boxes(rng, count, width, height, written="float"):
-    """Pixel boxes ``[count, 4]`` inside the image, as annotators write them: whole, two decimals, or floats."""
-    size = rng.uniform(0.02, 0.5, (count, 2))
-    low = rng.uniform(0, 1, (count, 2)) * (1 - size)
-    boxes = np.concatenate([low, low + size], axis=1) * np.array([width, height] * 2)
-    return np.round(boxes, {"whole": 0, "2 decimals": 2}.get(written, 12))
-
-
-def rows(seed, images=40, per=5, sizes=PHOTO, change=lambda b, s: b, written="float", **more):
-    """Rows as records, their boxes put through ``change(boxes, sides)``."""
-    rng = np.random.default_rng(seed)
-    made = []
-    for i in range(images):
-        width, height = sizes[rng.integers(len(sizes))]
-        boxes = change(random_boxes(rng, per, width, height, written), np.array([width, height] * 2, dtype=float))
-        objects = [{"desc": "a", "bbox_2d": [int(v) if float(v).is_integer() else float(v) for v in box]} for box in boxes]
-        made.append({"images": [f"{i}.png"], "width": width, "height": height, "objects": objects, **more})
-    return made
-
-
-def write(folder, content, name="d.jsonl"):
-    path = folder / name
-    path.write_text(json.dumps(content) if name.endswith(".json") else "".join(json.dumps(row) + "\n" for row in content))
-    return path
 
 
 def checks(path):
@@ -104,13 +77,6 @@ def test_boxes_on_the_border_tell_999_from_1000(tmp_path, convention, units):
         )
 
     assert checks(write(tmp_path, rows(2, change=to_border)))["units"].details["units"] == units
-
-
-LAYOUTS = {
-    "xywh": lambda b, s: np.concatenate([b[:, :2], b[:, 2:] - b[:, :2]], axis=1),
-    "cxcywh": lambda b, s: np.concatenate([(b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]], axis=1),
-    "yxyx": lambda b, s: b[:, [1, 0, 3, 2]],
-}
 
 
 @pytest.mark.parametrize("sizes", [PHOTO, LARGE])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from boxfiles import files
 from coordexp.codec import CONVENTIONS, CoordCodec
 from coordexp.doctor.mixups import Line, Pair, distance, fit_line, judge, p_value, pairs
 from coordexp.doctor.predictions import READINGS, check_convention, check_predictions
@@ -175,27 +175,6 @@ def test_few_boxes_are_not_judged():
     assert Pair("a", "b", 1.0, -0.5 / 999).error_bins(0.3) == pytest.approx(-0.5)
 
 
-def files(folder, change, images=25, sizes=((640, 480), (500, 800))):
-    """A records file and a predictions file with the true boxes a little off, as ``change(boxes, sides)``."""
-    rng = np.random.default_rng(9)
-    records, rows = [], []
-    for i in range(images):
-        width, height = sizes[i % len(sizes)]
-        side = np.array([width, height] * 2, dtype=float)
-        size = rng.uniform(0.1, 0.35, (3, 2))
-        low = rng.uniform(0, 1, (3, 2)) * (1 - size)
-        boxes = np.concatenate([low, low + size], axis=1) * side
-        found = change(boxes + rng.normal(0, 2, boxes.shape), side)
-        base = {"width": width, "height": height, "image_id": str(i)}
-        objects = [{"desc": "a", "bbox_2d": box} for box in boxes.tolist()]
-        records.append({"images": [f"{i}.png"], **base, "objects": [*objects, {"desc": "tip", "point_2d": [3, 4]}]})
-        rows.append({**base, "objects": [{"desc": "a", "bbox_2d": box} for box in found.tolist()], "score_source": None})
-    paths = folder / "records.jsonl", folder / "predictions.jsonl"
-    for path, items in zip(paths, (records, rows), strict=True):
-        path.write_text("".join(json.dumps(item) + "\n" for item in items))
-    return paths
-
-
 # The way back of every wrong reading.
 WRONG = {
     "norm1": lambda b, s: b / s,
@@ -221,6 +200,12 @@ def test_predictions_in_other_units_or_layouts_are_named(tmp_path, name):
 def test_sound_predictions_are_read_as_they_are(tmp_path):
     records, predictions = files(tmp_path, lambda b, s: b)
     assert [check.outcome for check in check_predictions(predictions, records)] == ["ok", "ok"]
+
+
+def test_predictions_that_hardly_meet_anything_are_a_warning(tmp_path):
+    places = np.random.default_rng(3)
+    records, predictions = files(tmp_path, lambda b, s: places.uniform(0, 0.4, b.shape) * s + np.array([0, 0, 0.02, 0.02]) * s)
+    assert check_predictions(predictions, records)[0].outcome == "warning"
 
 
 def test_a_broken_records_file_leaves_predictions_unjudged(tmp_path):

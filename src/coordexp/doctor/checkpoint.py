@@ -49,8 +49,8 @@ def check_checkpoint(path: Path) -> list[Check]:
         if not own.is_dir():
             raise ConfigError(f"{path}: a run directory without checkpoints/final: name one of its checkpoint folders")
     folders, base = _folders(own)
-    checks = [_check_files(folders), *base]
     config, config_problem = _config(folders)
+    checks = [_check_files(folders, config_problem), *base]
     manifest, contract = _check_contract(folders)
     tokenizer_checks, vocab, length = _tokenizer_checks(folders, config, manifest)
     checks += tokenizer_checks
@@ -75,7 +75,7 @@ def _folders(own: Path) -> tuple[Folders, list[Check]]:
     return Folders(own, base, adapter=True), [Check("checkpoint.base", "ok", f"adapter of {base}, which is there")]
 
 
-def _check_files(folders: Folders) -> Check:
+def _check_files(folders: Folders, config_problem: str) -> Check:
     missing = []
     if folders.model is not None and not (folders.model / "config.json").is_file():
         missing.append("config.json")
@@ -90,6 +90,8 @@ def _check_files(folders: Folders) -> Check:
     if missing:
         advice = "copy the missing files from the model it started from; weights must be saved again"
         return Check("checkpoint.files", "fail", f"{folders.own}: of {kind}, missing: {', '.join(missing)}", advice, {"missing": missing})
+    if folders.model is not None and config_problem:
+        return Check("checkpoint.files", "fail", config_problem, "take the file of the model it started from")
     return Check("checkpoint.files", "ok", f"{folders.own}: {kind} with weights, tokenizer and processor files")
 
 

@@ -23,6 +23,8 @@ from coordexp.evaluate.samples import FILE_READOUT, Sample, in_order, make_sampl
 _GAIN: Final = 20
 _TIMES: Final = 2.0
 _ROUNDS: Final = 4
+# Share of boxes that meet, below which something is wrong whatever it is.
+_HARDLY: Final = 0.05
 
 Change = Callable[[Floats, Floats], Floats]
 
@@ -98,6 +100,9 @@ def _check_reading(samples: list[Sample], sides: list[Floats]) -> Check:
     if counts[best] >= _TIMES * plain and counts[best] >= plain + _GAIN:
         seen += f"; {counts[best]} would if they were read as {READINGS[best][1]}"
         return Check("predictions.reading", "fail", seen, "correct the program that wrote the predictions: boxes are xyxy pixels", details)
+    if predicted >= MIN_BOXES and plain < _HARDLY * min(predicted, true):
+        advice = "look at some of them (coordexp report): the model has not learned to point, or images and records do not belong together"
+        return Check("predictions.reading", "warning", f"{seen}, and no other reading of the numbers meets many more", advice, details)
     return Check("predictions.reading", "ok", seen, details=details)
 
 
