@@ -122,6 +122,11 @@ def test_copies_of_a_box_are_counted(tmp_path):
     assert checks(write(tmp_path, content))["duplicates"].details == {"duplicates": 2}
 
 
+def test_a_file_without_boxes_is_a_warning_unless_it_holds_records(tmp_path):
+    assert checks(write(tmp_path, [{"a": 1}]))["file"].outcome == "warning"
+    assert checks(write(tmp_path, rows(9, per=0)))["file"].outcome == "ok"
+
+
 def test_few_boxes_are_not_judged(tmp_path):
     found = checks(write(tmp_path, rows(9, images=2)))
     assert {found[name].outcome for name in ("units", "layout", "boxes", "grid", "duplicates")} == {"skipped"}

@@ -170,6 +170,11 @@ def test_a_line_on_one_axis_only_is_no_convention():
     assert named(check_convention(samples)) == set()
 
 
+def test_the_sentence_names_labels_and_reader():
+    seen = check_convention(world(3, images=400, noise=2.0, encode="paligemma", decode="norm999")).seen
+    assert "explained by labels of paligemma read as norm999 (chance" in seen
+
+
 def test_few_boxes_are_not_judged():
     assert check_convention(world(8, images=10)).outcome == "skipped"
     assert Pair("a", "b", 1.0, -0.5 / 999).error_bins(0.3) == pytest.approx(-0.5)

@@ -30,6 +30,9 @@ def check_data(path: Path) -> list[Check]:
     if file.unreadable:
         seen += f"; {len(file.unreadable)} objects without four finite numbers, first {file.unreadable[0]}"
         read = Check("data.file", "fail" if file.format == "records" else "warning", seen, "give every object four finite numbers", details)
+    elif file.format == "other" and not count:
+        advice = "rows need objects or annotations with bbox_2d, bbox or box, or an answer in JSON as their last turn"
+        read = Check("data.file", "warning", seen, advice, details)
     else:
         read = Check("data.file", "ok", seen, details=details)
     names = ("data.units", "data.layout", "data.boxes", "data.grid", "data.duplicates")

@@ -159,7 +159,7 @@ def _report(verdict: Verdict) -> Check:
     if not verdict.explains:
         advice = "look for another shift: a resized or padded copy of the images, pixel centres for edges, one axis only"
         return Check(name, "warning", f"{seen}: systematic, but no mix-up of conventions does this {sure}", advice, details)
-    names = " or ".join(_describe(pair) for pair in verdict.explains)
+    names = _describe(verdict.explains)
     if verdict.floored:
         # The one loss that is no mistake of the user, where floored labels are read as their convention says.
         advice = "floored labels read at k/1000 lie half a bin low: make labels with norm999, or check which convention made them"
@@ -172,10 +172,12 @@ def _pair(pair: Pair) -> dict[str, str]:
     return {"encode": pair.encode, "decode": pair.decode}
 
 
-def _describe(pair: Pair) -> str:
-    if pair.encode == pair.decode:
-        return f"{pair.encode}'s own floor"
-    return f"labels of {pair.encode} read as {pair.decode}"
+def _describe(explains: Sequence[Pair]) -> str:
+    """One phrase for the pairs, those of one label convention together, in their order."""
+    readers: dict[str, list[str]] = {}
+    for pair in explains:
+        readers.setdefault(pair.encode, []).append(pair.decode)
+    return ", or ".join(f"labels of {encode} read as {' or '.join(decodes)}" for encode, decodes in readers.items())
 
 
 def _line_text(line: Line) -> str:
