@@ -14,11 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from adapted import adapted_model, untied_folder
 from coordexp.doctor.checkpoint import check_checkpoint
+from coordexp.doctor.tokenizer import check_round_trip, check_special, check_tokens
 from coordexp.doctor.weights import find_tables
+from coordexp.modeling.load import load_tokenizer
 from coordexp.modeling.manifest import CHECKPOINT_MANIFEST, CheckpointManifest
 from coordexp.vocab.adapters import adapt
-from coordexp.vocab.extend import initial_rows
+from coordexp.vocab.extend import add_coord_tokens, initial_rows
 from coordexp.vocab.options import AdapterOptions
+from qwen import needs_qwen, qwen_tokenizer
 from tiny import SMALL, fresh_model, template, vocab, workspace
 
 EMBEDDING = "model.language_model.embed_tokens.weight"
@@ -335,3 +338,24 @@ def test_tables_are_found_in_shards(folder):
     assert table.file.name == "a.safetensors"
     torch.testing.assert_close(table.read(5, 9), tensors[EMBEDDING][5:9], rtol=0, atol=0)
     assert not_ok(folder) == {}
+
+
+@needs_qwen
+def test_the_real_qwen_vocabulary_passes():
+    tokenizer = qwen_tokenizer()
+    add_coord_tokens(tokenizer)
+    tokens, coords = check_tokens(tokenizer, 1000)
+    assert (tokens.outcome, coords.start) == ("ok", 151_670)
+    assert check_round_trip(tokenizer, 1000).outcome == "ok"
+    config = {"image_token_id": 151_655, "vision_start_token_id": 151_652}
+    assert check_special(tokenizer, config).outcome == "ok"
+    assert check_special(tokenizer, config | {"image_token_id": 151_656}).outcome == "fail"
+
+
+def test_adding_coordinates_as_special_tokens_is_seen_in_both_its_faults():
+    tokenizer = load_tokenizer(workspace() / "tiny")
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<|coord_{k}|>" for k in range(1000)]})
+    assert check_tokens(tokenizer, 1000)[0].outcome == "fail"
+    assert check_round_trip(tokenizer, 1000).outcome == "fail"
+    special = check_special(tokenizer, None)
+    assert (special.outcome, "<|im_start|>" in special.details["unlisted"]) == ("warning", True)
