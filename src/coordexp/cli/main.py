@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from coordexp.cli import ab, audit, bench, compare, data, evaluate, model, predict, report, run, vocab
+from coordexp.cli import ab, audit, bench, compare, data, doctor, evaluate, model, predict, report, run, vocab
 from coordexp.errors import CoordexpError, RunStopped
 
 
@@ -44,6 +44,7 @@ app.command("audit")(audit.audit)
 app.command("ab")(ab.ab)
 app.command("compare")(compare.compare)
 app.command("report")(report.report)
+app.command("doctor")(doctor.doctor)
 app.add_typer(data.app, name="data")
 app.add_typer(model.app, name="model")
 app.add_typer(vocab.app, name="vocab")

@@ -1,0 +1,60 @@
+"""``coordexp doctor``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from coordexp.doctor.checks import Check
+
+_MARKS = {"ok": ("ok", "green"), "warning": ("WARN", "yellow"), "fail": ("FAIL", "bold red"), "skipped": ("skip", "dim")}
+
+
+def doctor(
+    checkpoint: Annotated[Path | None, typer.Argument(help="A model, checkpoint or adapter folder, or a run directory.")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="FILE", help="Records, or another tool's JSONL or JSON with boxes.")] = None,
+    predictions: Annotated[Path | None, typer.Option(metavar="FILE", help="predictions.jsonl made from the records of --data.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every check as JSON.")] = False,
+) -> None:
+    """Check this machine, and what else is given, for what spoils a run. Exit code 1 if a check fails.
+
+    \b
+    Examples:
+      coordexp doctor
+      coordexp doctor models/qwen --data data/train.jsonl
+      coordexp doctor --data data/val.jsonl --predictions runs/a/predictions.jsonl
+    """
+    from coordexp.doctor.checks import failed, to_json
+    from coordexp.doctor.examine import examine
+
+    checks = examine(checkpoint, data, predictions)
+    if as_json:
+        typer.echo(to_json(checks), nl=False)
+    else:
+        _print(checks)
+    if failed(checks):
+        raise typer.Exit(1)
+
+
+def _print(checks: Sequence[Check]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False, soft_wrap=True)
+    group = ""
+    for check in checks:
+        head, _, what = check.name.partition(".")
+        if head != group:
+            console.print(("\n" if group else "") + f"[bold]{head}[/bold]")
+            group = head
+        mark, color = _MARKS[check.outcome]
+        console.print(f"  [{color}]{mark:4}[/{color}] {what}: {escape(check.seen)}")
+        if check.advice:
+            console.print(f"       do: {escape(check.advice)}")
+    counts = {outcome: sum(check.outcome == outcome for check in checks) for outcome in _MARKS}
+    console.print("\n" + ", ".join(f"{number} {outcome}" for outcome, number in counts.items()))
