@@ -90,8 +90,22 @@ def load_config(path: Path, overrides: list[str] | None = None) -> ExperimentCon
     except ValidationError as error:
         problems += [_describe(item) for item in error.errors()]
     if problems or config is None:
-        raise ConfigError([f"{path.name}: {problem}" for problem in problems])
+        raise ConfigError([_blame(problem, path.name, overrides or []) for problem in problems])
     return config
+
+
+def _blame(problem: str, file: str, overrides: list[str]) -> str:
+    """A fault with where it was written: the last ``--set`` of its key or of a section around it, else the file."""
+    if problem.startswith("--set "):
+        return problem
+    key, _, rest = problem.partition(": ")
+    for override in reversed(overrides):
+        name = override.partition("=")[0].strip()
+        if key == name:
+            return f"--set {override}: {rest}"
+        if key.startswith(f"{name}."):
+            return f"--set {override}: {problem}"
+    return f"{file}: {problem}"
 
 
 def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:

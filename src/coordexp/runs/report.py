@@ -97,6 +97,8 @@ def _content(run_dir: Path, options: ReportOptions) -> dict[str, Any]:
     unpredicted: dict[str, Prediction] = {}
     predictions = parts.load("predictions.jsonl", _predictions, unpredicted, "predictions.jsonl is missing: no predicted boxes are shown.")
     audit = parts.load("audit.json", read_json_object, empty, None)
+    if audit and (run_dir / "logging.jsonl").is_file() and _older(run_dir / "audit.json", run_dir / "logging.jsonl"):
+        parts.problems.append("audit.json is older than logging.jsonl: its findings may be out of date; coordexp audit writes it again.")
     config = _config(config_text, parts)
     count = max(options.images, MIN_IMAGES)
     none: list[Record] = []
@@ -166,6 +168,10 @@ def _no_pictures(records: list[Record], unopened: list[str]) -> str:
         return "The run directory has no readable test records (data/test.jsonl), so no pictures are shown."
     sentence = "The image files of the test records are not there or cannot be opened, so no pictures are shown."
     return f"{sentence} The first: {unopened[0]}" if unopened else sentence
+
+
+def _older(path: Path, than: Path) -> bool:
+    return path.stat().st_mtime < than.stat().st_mtime
 
 
 def _charts(log: RunLog, parts: _Parts) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""What ``coordexp doctor`` looks at: the machine, a checkpoint, coordinates in a file. Nothing is changed or repaired."""
