@@ -116,7 +116,7 @@ def import_(
     "validate", epilog=examples("coordexp data validate data/mine/train.jsonl", "coordexp data validate data/mine/train.jsonl --json")
 )
 def validate(
-    file: Annotated[Path, typer.Argument(help="Records, JSONL.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Records, JSONL.")],
     as_json: AsJson = False,
 ) -> None:
     """Check every record and decode every image of a file; every fault is one line, with exit code 2."""
@@ -146,7 +146,7 @@ def validate(
     ),
 )
 def stats(
-    file: Annotated[Path, typer.Argument(help="Records, JSONL.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Records, JSONL.")],
     tokenizer: Annotated[
         Path | None, typer.Option(help="A tokenizer folder with coordinate tokens: counts answer tokens.", show_default="none")
     ] = None,
@@ -183,7 +183,7 @@ def stats(
 
 @app.command("render", epilog=examples("coordexp data render data/mine/train.jsonl --out look --limit 20"))
 def render(
-    file: Annotated[Path, typer.Argument(help="Records, JSONL.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Records, JSONL.")],
     out: Out,
     limit: Annotated[int, typer.Option(min=1, help="Most records to draw.")] = 50,
 ) -> None:

@@ -24,7 +24,7 @@ _COLORS = {"ok": "green", "warning": "yellow", "fail": "bold red", "skipped": "d
 
 def doctor(
     checkpoint: Annotated[
-        Path | None, typer.Argument(metavar="[CHECKPOINT]", help="A model or adapter folder: tokens, table, rows.", show_default="none")
+        Path | None, typer.Argument(metavar="CHECKPOINT", help="A model or adapter folder: tokens, table, rows.", show_default="none")
     ] = None,
     data: Annotated[
         Path | None,

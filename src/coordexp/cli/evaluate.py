@@ -12,7 +12,7 @@ from coordexp.cli.common import AsJson, Overwrite, Seed, examples, flags
 
 EXAMPLES = examples(
     "coordexp evaluate predictions.jsonl --data data/mine/test.jsonl --out evaluation",
-    "coordexp evaluate predictions.jsonl --data data/mine/test.jsonl --out evaluation --overwrite --json",
+    "coordexp evaluate predictions.jsonl --data data/mine/test.jsonl --out again --json",
 )
 
 

@@ -43,7 +43,7 @@ def predict(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the boxes a model sees on every image of a file. Several processes: torchrun -m coordexp predict ..."""
+    """Write the boxes a model sees on every image of a file. Several processes: with torchrun, as below."""
     from typing import cast, get_args
 
     from coordexp.decode.options import DecodeOptions, ReadoutName, ScoreName

@@ -25,7 +25,7 @@ app = typer.Typer(cls=Group, help="Coordinate tokens of a model.", no_args_is_he
     ),
 )
 def extend(
-    model: Annotated[Path, typer.Argument(help="A Qwen3-VL, Qwen2.5-VL or Qwen3 folder.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A Qwen3-VL, Qwen2.5-VL or Qwen3 folder.")],
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
     init: Annotated[str, typer.Option(help="Rows of the new tokens: mean, digits or ordinal.")] = "ordinal",
     seed: Seed = 0,

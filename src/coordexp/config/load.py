@@ -95,7 +95,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> ExperimentCon
 
 
 def _blame(problem: str, file: str, overrides: list[str]) -> str:
-    """A fault with where it was written: the last ``--set`` of its key or of a section around it, else the file."""
+    """A fault with where it was written: the last ``--set`` of its key, around it or inside it, else the file."""
     if problem.startswith("--set "):
         return problem
     key, _, rest = problem.partition(": ")
@@ -103,7 +103,7 @@ def _blame(problem: str, file: str, overrides: list[str]) -> str:
         name = override.partition("=")[0].strip()
         if key == name:
             return f"--set {override}: {rest}"
-        if key.startswith(f"{name}."):
+        if key.startswith(f"{name}.") or name.startswith(f"{key}."):
             return f"--set {override}: {problem}"
     return f"{file}: {problem}"
 
