@@ -15,7 +15,8 @@ from coordexp.cli import main as cli
 from coordexp.cli import model as model_commands
 
 COMMANDS = (
-    ("init",), ("doctor",), ("run",), ("train",), ("predict",), ("evaluate",), ("report",), ("audit",), ("data", "synth"), ("data", "import"),
+    ("init",), ("doctor",), ("run",), ("train",), ("predict",), ("evaluate",), ("report",), ("audit",),
+    ("data", "synth"), ("data", "import"),
     ("data", "validate"), ("data", "stats"), ("data", "render"),
     ("model", "tiny"), ("vocab", "extend"), ("vocab", "export"), ("bench", "loss"), ("bench", "step"), ("bench", "predict"),
 )  # fmt: skip

@@ -22,7 +22,9 @@ _COLORS = {"severe": "bold red", "warning": "yellow", "info": "blue"}
 
 
 def audit(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A run directory, logging.jsonl, trainer_state.json, or TensorBoard events.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A run directory, logging.jsonl, trainer_state.json, or TensorBoard events.")
+    ],
     as_json: AsJson = False,
     html: Annotated[bool, typer.Option("--html", help="Write a page as well: audit.html in a run directory, else here.")] = False,
     out: Annotated[Path | None, typer.Option(help="Where the page goes.", show_default="audit.html")] = None,
