@@ -73,10 +73,10 @@ def readings(boxes: Boxes) -> list[Reading]:
         if most is None and not boxes.known:
             continue
         bounds = boxes.sizes if most is None else np.full((len(boxes.values), 2), most)
-        # A tool that counts the far edge as a pixel may be one over; bins have a hard end.
-        slack = TOLERANCE if most is None else 1e-6
         whole = np.ones(len(boxes.values), dtype=bool) if most in (None, 1.0) else (boxes.values % 1 == 0).all(axis=1)
         for layout in LAYOUTS:
+            # A tool that counts the far edge as a pixel may be one over; bins have a hard end, but for centres that were rounded.
+            slack = TOLERANCE if most is None else 0.5 if layout == "cxcywh" and most > 1 else 1e-6
             inside = whole & _inside(boxes.values, bounds, layout, slack)
             # ``+ 1`` for whole numbers: a bin or a pixel counts, not the space between two.
             room = bounds + (0 if most == 1.0 else 1)
