@@ -110,6 +110,9 @@ def import_(
     typer.echo(
         f"{len(report.warnings)} warnings, {len(report.repaired)} repaired, {len(report.dropped)} left out; also in {out / 'import.json'}"
     )
+    typer.echo(
+        f"of images only the headers were read: `coordexp data validate {next(iter(sorted(out.glob('*.jsonl'))), out)}` decodes them"
+    )
 
 
 @app.command(
