@@ -41,19 +41,19 @@ def test_an_interrupted_prediction_says_that_the_same_command_goes_on_and_it_doe
 
     out_file = tmp_path / "p.jsonl"
     words = ("predict", fitted_folder(), workspace() / "data" / "test.jsonl", "--out", out_file, "--batch-size", 2, "--max-new-tokens", 60)
-    real, calls = module.generate, []
+    real, calls = module._Job.batch, []
 
-    def stop_at_the_second_batch(*args, **options):
+    def stop_at_the_second_batch(*args):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(*args, **options)
+        return real(*args)
 
-    monkeypatch.setattr(module, "generate", stop_at_the_second_batch)
+    monkeypatch.setattr(module._Job, "batch", stop_at_the_second_batch)
     code, _, err = call(monkeypatch, capsys, *words)
     assert code == 130
     assert err.endswith(f"{out_file} is incomplete: the same command goes on where it stopped\ninterrupted\n")
-    monkeypatch.setattr(module, "generate", real)
+    monkeypatch.setattr(module._Job, "batch", real)
     code, out, _ = call(monkeypatch, capsys, *words)
     assert code == 0
     assert "2 images were done already" in out

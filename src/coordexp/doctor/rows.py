@@ -6,6 +6,7 @@ What is trained is told from what ``vocab extend`` and the library write: identi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -68,7 +69,7 @@ def _shape(place: tuple[Path, str]) -> list[int]:
         return list(weights.get_slice(place[1]).get_shape())
 
 
-def _read(place: tuple[Path, str], rows: slice | Tensor) -> Tensor:
+def _read(place: tuple[Path, str], rows: slice | Sequence[int]) -> Tensor:
     """Some rows of a table, float32; only they are read."""
     from safetensors import safe_open
 
@@ -76,7 +77,7 @@ def _read(place: tuple[Path, str], rows: slice | Tensor) -> Tensor:
         table = weights.get_slice(place[1])
         if isinstance(rows, slice):
             return table[rows].float()
-        return torch.stack([table[int(row) : int(row) + 1][0] for row in rows]).float()
+        return torch.stack([table[row : row + 1][0] for row in rows]).float()
 
 
 def _tie(embedding: tuple[Path, str] | None, head: tuple[Path, str] | None, tied: bool) -> Check:
@@ -112,7 +113,7 @@ def _check_table(which: str, place: tuple[Path, str], delta: tuple[Path, str] | 
     if not bool(torch.isfinite(rows).all()):
         count = int((~torch.isfinite(rows).all(dim=1)).sum())
         return Check("C09", name, "fail", f"{count} of {bins} hold values that are no numbers", "go back to an earlier checkpoint")
-    others = torch.linspace(0, start - 1, min(start, _SAMPLE)).round().long().unique()
+    others = sorted({round(float(row)) for row in torch.linspace(0, start - 1, min(start, _SAMPLE))})
     text = _read(place, others)
     mean, spread = rows.mean(dim=0), float(rows.std(dim=0).mean())
     distinct = len({row.numpy().tobytes() for row in rows})
@@ -152,6 +153,6 @@ def _initialisation(rows: Tensor, text: Tensor, values: dict[str, Any], place: t
         return "ordinal"
     chosen = list(range(0, bins, max(1, bins // 40)))
     pieces = [tokenizer.encode(str(k), add_special_tokens=False) for k in chosen]
-    wanted = torch.stack([_read(place, torch.tensor(ids)).mean(dim=0) for ids in pieces])
+    wanted = torch.stack([_read(place, ids).mean(dim=0) for ids in pieces])
     gap = (rows[chosen] - wanted).norm() / wanted.norm()
     return "digits" if float(gap) < 1e-2 else None
