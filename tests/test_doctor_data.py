@@ -75,7 +75,7 @@ def test_the_reading_is_the_one_the_file_was_written_in(scale, layout, size):
         assert check.outcome == "ok"
     else:
         # Bins of large pictures fit into them as pixels do; all others cannot be pixel corners.
-        fits = (size == SIZES["large"] and layout == "xyxy") or (scale == "0..1" and layout == "xyxy")
+        fits = size == SIZES["large"] and layout == "xyxy" and scale != "0..1"
         assert check.outcome == ("warning" if fits else "fail")
         assert layout in check.seen
         assert check.advice
@@ -100,6 +100,16 @@ def test_a_few_bad_boxes_do_not_change_the_reading_and_are_named():
     assert (check.outcome, check.values["outside"], check.values["reversed_or_empty"]) == ("warning", 1, 1)
     assert "x:7 [600.0, 10.0, 700.0, 50.0] in [640.0, 480.0]" in check.seen
     assert check_inside(_boxes(_pixels(2, (640, 480)), (640, 480)), name="x").outcome == "ok"
+
+
+def test_boxes_of_pictures_that_were_scaled_down_are_a_warning_and_scaled_up_a_failure():
+    values = _pixels(5, (640, 480))
+    half = check_convention(_boxes(values / 2, (640, 480)), name="x")
+    assert (half.outcome, half.values["reach"]) == ("warning", pytest.approx(0.5, abs=0.01))
+    assert "none reaches beyond 50% of its image" in half.seen
+    twice = check_convention(_boxes(values * 2, (640, 480)), name="x")
+    assert twice.outcome == "fail"
+    assert "images of another size" in twice.advice
 
 
 def test_unknown_sizes_are_said_and_not_guessed():

@@ -21,6 +21,7 @@ FloatArray = NDArray[np.float64]
 
 OUTLIERS: Final = 0.01
 SURE: Final = 10.0  # nats: odds of 22,000 to 1
+REACH, MANY = 0.8, 100  # of so many boxes one comes nearer to the far edge than this share of the side
 TOLERANCE: Final = 1.0  # pixels: other tools count the last pixel or the edge after it
 
 # Largest coordinate by scale; None: the side of the image. Bins are whole numbers.
@@ -33,7 +34,7 @@ _MEANING: Final = {
     "0..1": "shares of the side",
     "0..999": "bins 0..999 (norm999 or floor1000)",
     "0..1000": "bins 0..1000 (norm1000)",
-    "0..1023": "bins 0..1023 (paligemma)",
+    "0..1023": "bins 0..1023 (paligemma, which writes y before x)",
 }
 _ADVICE: Final = {
     "pixels": "they are pixels",
@@ -111,12 +112,15 @@ def check_file(boxes: Boxes, *, name: str) -> Check:
 def check_convention(boxes: Boxes, *, name: str) -> Check:
     """Are the numbers of a file pixel corners, as records and predictions hold them?
 
-    ``fail``: pixel corners cannot hold more than 1 % of the boxes and another reading is likelier by ``SURE`` nats. ``warning``:
-    they can, but another reading is likelier by as much, or image sizes are unknown.
+    ``fail``: pixel corners cannot hold more than 1 % of the boxes and another reading is likelier by ``SURE`` nats, or
+    the numbers are shares. ``warning``: they can, but another reading is likelier by as much, no box comes near a far edge, or
+    image sizes are unknown.
     """
     ranked = readings(boxes)
     best = ranked[0]
-    alike = [reading.name for reading in ranked[1:] if best.score - reading.score < SURE / 2]
+    # In bins and shares the order of axes leaves no trace: that twin says nothing.
+    twin = (best.scale, "yxyx") if best.scale != "pixels" else None
+    alike = [r.name for r in ranked[1:] if best.score - r.score < SURE / 2 and (r.scale, r.layout) != twin]
     expected = next((reading for reading in ranked if (reading.scale, reading.layout) == ("pixels", "xyxy")), None)
     values = {
         "best": {"scale": best.scale, "layout": best.layout, "misfits": best.misfits},
@@ -134,7 +138,14 @@ def check_convention(boxes: Boxes, *, name: str) -> Check:
             "give rows `width` and `height`, or keep the images where the rows say; then pixels can be told from bins", values,
         )  # fmt: skip
     if expected is best or best.score - expected.score < SURE:
-        return Check("D02", "coordinate convention", "ok", f"{seen}pixels, xyxy, hold {1 - expected.misfits:.1%} of them", "", values)
+        reach = float((boxes.values[:, 2:] / boxes.sizes).max())
+        held = f"{seen}pixels, xyxy, hold {1 - expected.misfits:.1%} of them"
+        if reach < REACH and len(boxes.values) >= MANY:
+            return Check(
+                "D02", "coordinate convention", "warning", f"{held}, yet none reaches beyond {reach:.0%} of its image",
+                "numbers may belong to images that were scaled down: draw some with `coordexp data render`", values | {"reach": reach},
+            )  # fmt: skip
+        return Check("D02", "coordinate convention", "ok", held, "", values)
     if best.misfits > 0.2:
         return Check(
             "D02", "coordinate convention", "fail",
@@ -142,10 +153,12 @@ def check_convention(boxes: Boxes, *, name: str) -> Check:
             "numbers may belong to images of another size (resized, or turned): draw some with `coordexp data render`", values,
         )  # fmt: skip
     advice = "; ".join(text for text in (_LAYOUT_ADVICE[best.layout], "" if best.scale == "pixels" else _ADVICE[best.scale]) if text)
-    if expected.misfits > 0.01:
+    # Thousands of boxes of less than a pixel fit into any image.
+    if expected.misfits > 0.01 or best.scale == "0..1":
+        fit = f"{expected.misfits:.0%} do not fit their image" if best.scale != "0..1" else "they would all lie in the first pixel"
         return Check(
             "D02", "coordinate convention", "fail",
-            f"{seen}not pixel corners ({expected.misfits:.0%} do not fit their image) but {best.name}{also}", advice, values,
+            f"{seen}not pixel corners ({fit}) but {best.name}{also}", advice, values,
         )  # fmt: skip
     return Check(
         "D02", "coordinate convention", "warning",
