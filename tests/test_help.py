@@ -86,7 +86,7 @@ def test_every_option_says_what_it_is_in_what_unit_and_its_default(words, comman
         text = next(text for entry, text in shown.items() if name.strip("[]") in re.split(r"[\s\[\]]+", entry))
         assert option.help, name
         assert " ".join(option.help.split()) in text, name
-        if re.search(r"<(int|float)", next(entry for entry, value in shown.items() if value == text)):
+        if re.search(r"<(int|float)|INTEGER|FLOAT", next(entry for entry, value in shown.items() if value == text)):
             numbers += 1
             assert UNITS.search(option.help), f"{name}: {option.help}"
         # A flag without a negative is off unless it is given.
@@ -96,28 +96,34 @@ def test_every_option_says_what_it_is_in_what_unit_and_its_default(words, comman
     assert numbers >= len(declared)
 
 
-def _examples(command):
-    """Words of every example: a command line of ours, possibly after ``torchrun ... -m`` or as one of several joined by ``&&``."""
-    for line in (command.epilog or "").splitlines():
+def commands_in(text):
+    """Words of every command line of ours, possibly after ``torchrun ... -m`` or as one of several joined by ``&&``."""
+    for line in text.splitlines():
+        if "coordexp" not in line:
+            continue
         for part in line.split("&&"):
-            words = shlex.split(part)
+            words = shlex.split(part, comments=True)
             if "coordexp" in words and words[0] in ("coordexp", "torchrun"):
                 yield words[words.index("coordexp") + 1 :]
 
 
+def check_parses(example):
+    """Parse and convert every value of a command line; raises on a wrong one. Nothing is run."""
+    target, rest = typer.main.get_command(app), list(example)
+    context = target.make_context("coordexp", list(example))
+    while hasattr(target, "commands"):
+        name, target, rest = target.resolve_command(context, rest)
+        context = target.make_context(name, rest, parent=context)
+        rest = [*context._protected_args, *context.args] if hasattr(target, "commands") else []
+
+
 @leaf
 def test_examples_are_there_and_parse(words, command):
-    found = list(_examples(command))
+    found = list(commands_in(command.epilog or ""))
     assert found
-    root = typer.main.get_command(app)
     for example in found:
         assert tuple(example[: len(words)]) == words
-        context, target, rest = root.make_context("coordexp", list(example)), root, list(example)
-        while hasattr(target, "commands"):
-            name, target, rest = target.resolve_command(context, rest)
-            # Parses and converts every value; raises on a wrong one. Nothing is run.
-            context = target.make_context(name, rest, parent=context)
-            rest = [*context._protected_args, *context.args] if hasattr(target, "commands") else []
+        check_parses(example)
 
 
 @pytest.mark.parametrize(

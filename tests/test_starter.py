@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from test_experiment import SMALL, _sets
+from test_help import check_parses, commands_in
 
 from command import call
 from coordexp.config.load import load_config
@@ -40,8 +42,15 @@ def test_init_writes_a_commented_experiment_that_loads_and_a_readme_with_command
     text = (folder / f"{kind}.yaml").read_text()
     sections = re.findall(r"^(\w+):.*$", text, flags=re.MULTILINE)
     assert text.count("#") >= len(sections)
-    commands = re.findall(r"^\s*(?:torchrun .* -m )?coordexp ([a-z-]+)", (folder / "README.md").read_text(), flags=re.MULTILINE)
-    assert len(commands) >= 4
+    # Of prose, lines that hold a command in backquotes; of blocks, every line.
+    lines = [re.sub(r"^.*`(coordexp [^`]*)`.*$", r"\1", line).strip() for line in (folder / "README.md").read_text().splitlines()]
+    commands = list(commands_in("\n".join(line for line in lines if line.startswith(("coordexp ", "torchrun ")))))
+    assert len(commands) >= 5
+    for command in commands:
+        check_parses(command)
+        if command[0] == "run":
+            sets = [value for flag, value in itertools.pairwise(command) if flag == "--set"]
+            assert load_config(folder / command[1], sets).train.max_steps > 0
 
 
 @pytest.mark.parametrize("name", ["demo.yaml", "README.md"])
@@ -124,27 +133,27 @@ def test_the_archives_hold_what_they_should_and_no_more(built):
 
 
 def test_the_wheel_alone_makes_and_runs_the_demo(built, tmp_path):
-    # Dependencies are those of this environment, by a .pth file; coordexp itself can only come from the wheel.
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=False)
     python = environment / "bin" / "python"
     site = environment / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    (site / "zz-dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    (wheel,) = built.glob("*.whl")
-    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", "--force-reinstall", "-q"]
-    done = subprocess.run([*install, "--target", str(site), str(wheel)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
     clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
 
     def run(*words):
-        return subprocess.run([str(python), "-m", "coordexp", *words], cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
+        return subprocess.run([str(word) for word in words], cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
 
-    where = subprocess.run(
-        [str(python), "-c", "import coordexp; print(coordexp.__file__)"], cwd=tmp_path, env=clean, capture_output=True, text=True
-    )
+    (wheel,) = built.glob("*.whl")
+    done = run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "-q", wheel)
+    assert done.returncode == 0, done.stderr
+    # Dependencies are those of this environment, seen after the installation; coordexp itself can only come from the wheel.
+    (site / "zz-dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    coordexp = environment / "bin" / "coordexp"
+    where = run(python, "-c", "import coordexp; print(coordexp.__file__)")
     assert where.stdout.strip() == str(site / "coordexp" / "__init__.py")
-    assert run("init", "my-run").returncode == 0
-    done = run("run", "my-run/demo.yaml", *_sets(*(pair for pair in SMALL if "group_by" not in pair)), "--set", "evaluate.expect={}")
+    assert run(coordexp, "init", "my-run").returncode == 0
+    done = run(
+        coordexp, "run", "my-run/demo.yaml", *_sets(*(pair for pair in SMALL if "group_by" not in pair)), "--set", "evaluate.expect={}"
+    )
     assert done.returncode == 0, done.stderr
     report = (tmp_path / "runs" / "demo" / "report.html").read_text()
     assert "<style>" in report

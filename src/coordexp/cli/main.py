@@ -14,7 +14,7 @@ from coordexp.cli import audit, bench, data, doctor, evaluate, init, model, pred
 from coordexp.cli.common import Group, examples
 from coordexp.errors import CoordexpError, RunStopped
 
-# Typer carries a copy of click since 0.24; this is the base of usage errors in either.
+# Newer versions of Typer bring their own copy of click; this is the base of usage errors in either.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
