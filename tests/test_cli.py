@@ -53,7 +53,7 @@ def test_every_fault_of_an_experiment_is_one_error_line_and_nothing_is_written(t
     code, out, err = call(monkeypatch, capsys, "run", path, "--output-dir", tmp_path / "run", "--set", "sead=1")
     assert (code, out) == (2, "")
     assert sorted(err.splitlines()) == [
-        "error: --set sead=1: unknown key: did you mean seed?",
+        "error: --set sead: unknown key: did you mean seed?",
         "error: x.yaml: objective.sigma: expected a positive number, got -1.0",
         "error: x.yaml: train.max_step: unknown key: did you mean train.max_steps?",
     ]

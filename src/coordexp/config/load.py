@@ -102,9 +102,9 @@ def _blame(problem: str, file: str, overrides: list[str]) -> str:
     for override in reversed(overrides):
         name = override.partition("=")[0].strip()
         if key == name:
-            return f"--set {override}: {rest}"
+            return f"--set {name}: {rest}"
         if key.startswith(f"{name}.") or name.startswith(f"{key}."):
-            return f"--set {override}: {problem}"
+            return f"--set {name}: {problem}"
     return f"{file}: {problem}"
 
 
