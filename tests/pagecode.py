@@ -17,7 +17,7 @@ from coordexp.config.schema import ExperimentConfig
 from pages import ROOT
 
 # Named in the text before they are merged: unknown to the command line they pass, known to it they are checked like all.
-COMING = {("init",), ("doctor",), ("data", "export-swift")}
+COMING: set[tuple[str, ...]] = set()
 
 # Typer brings its own click in newer versions: its classes are taken from what it hands out.
 UsageError = typer.BadParameter.__bases__[0]

@@ -15,7 +15,8 @@ from coordexp.cli import main as cli
 from coordexp.cli import model as model_commands
 
 COMMANDS = (
-    ("run",), ("train",), ("predict",), ("evaluate",), ("report",), ("audit",), ("data", "synth"), ("data", "import"),
+    ("init",), ("doctor",), ("run",), ("train",), ("predict",), ("evaluate",), ("report",), ("audit",),
+    ("data", "synth"), ("data", "import"),
     ("data", "validate"), ("data", "stats"), ("data", "render"),
     ("model", "tiny"), ("vocab", "extend"), ("vocab", "export"), ("bench", "loss"), ("bench", "step"), ("bench", "predict"),
 )  # fmt: skip
@@ -52,8 +53,8 @@ def test_every_fault_of_an_experiment_is_one_error_line_and_nothing_is_written(t
     code, out, err = call(monkeypatch, capsys, "run", path, "--output-dir", tmp_path / "run", "--set", "sead=1")
     assert (code, out) == (2, "")
     assert sorted(err.splitlines()) == [
+        "error: --set sead: unknown key: did you mean seed?",
         "error: x.yaml: objective.sigma: expected a positive number, got -1.0",
-        "error: x.yaml: sead: unknown key: did you mean seed?",
         "error: x.yaml: train.max_step: unknown key: did you mean train.max_steps?",
     ]
     assert sorted(tmp_path.iterdir()) == [path]
@@ -67,6 +68,11 @@ def test_every_fault_of_an_experiment_is_one_error_line_and_nothing_is_written(t
         (("predict", "m", "d", "--out", "p", "--readout", "mean"), "--readout: expected one of argmax"),
         (("evaluate", "none.jsonl", "--data", "none.jsonl", "--out", "x"), "none.jsonl"),
         (("report", "none"), "none"),
+        (("init", "x", "--kind", "dem"), "--kind: expected demo or detection, got dem"),
+        (("init", "/dev/null"), "expected a folder or nothing there, got a file"),
+        (("doctor", "none"), "none: no such folder: expected a model"),
+        (("doctor", "--data", "none.jsonl"), "none.jsonl: expected a data file"),
+        (("doctor", "--predictions", "p.jsonl"), "--predictions: expected the records they were made for"),
         (("data", "validate", "none.jsonl"), "none.jsonl"),
         (("data", "import", "voc", "none", "--out", "o"), "none"),
         (("data", "import", "voc", "none", "--out", "o", "--on-invalid", "drop"), "--on-invalid: expected skip or error"),
@@ -115,7 +121,8 @@ def test_a_mistake_is_one_error_line_and_exit_code_2_and_writes_nothing(words, p
 def test_wrong_usage_exits_with_2_and_says_so_on_stderr(words, monkeypatch, capsys):
     code, out, err = call(monkeypatch, capsys, *words)
     assert (code, out) == (2, "")
-    assert "Error: " in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
 
 
 def _failing(error):

@@ -7,16 +7,20 @@ from typing import Annotated
 
 import typer
 
-from coordexp.cli.common import Overrides
+from coordexp.cli.common import Overrides, examples
 from coordexp.errors import ConfigError
+
+EXAMPLES = examples("coordexp ab experiments/ab_seed.yaml", "coordexp ab experiments/ab_seed.yaml --gpus 0,1,2,3")
 
 
 def ab(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="An experiment file with a section arms.")],
     overrides: Overrides = None,
-    output_dir: Annotated[Path | None, typer.Option(help="Folder of the A/B (default: output_dir/name of the experiment).")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the A/B.", show_default="output_dir/name of the file")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once, each on its share of the cores.")] = 1,
-    gpus: Annotated[str | None, typer.Option(metavar="0,1,...", help="One run at a time on each of these GPUs.")] = None,
+    gpus: Annotated[str | None, typer.Option(metavar="0,1", help="One run at a time on each of these GPUs.", show_default="none")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Run every arm again; warm-up runs are kept.")] = False,
 ) -> None:
     """Run every arm of an A/B at every seed, then compare them. The same command goes on where it stopped."""

@@ -7,17 +7,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coordexp.cli.common import AsJson, examples
+
 if TYPE_CHECKING:
     from coordexp.runs.audit import Audit
+
+EXAMPLES = examples(
+    "coordexp audit runs/demo",
+    "coordexp audit output/v0/logging.jsonl --json",
+    "coordexp audit trainer_state.json --html --out audit.html",
+)
 
 _COLORS = {"severe": "bold red", "warning": "yellow", "info": "blue"}
 
 
 def audit(
-    path: Annotated[Path, typer.Argument(help="A run directory, logging.jsonl, trainer_state.json, or TensorBoard events.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome of every rule as JSON.")] = False,
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A run directory, logging.jsonl, trainer_state.json, or TensorBoard events.")
+    ],
+    as_json: AsJson = False,
     html: Annotated[bool, typer.Option("--html", help="Write a page as well: audit.html in a run directory, else here.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Where the page goes.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the page goes.", show_default="audit.html")] = None,
 ) -> None:
     """Check a run's log for what makes its numbers wrong. Exit code 1 on a severe finding."""
     from coordexp.errors import DataError

@@ -5,14 +5,50 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from coordexp.errors import ConfigError
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the experiment.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the experiment; repeatable.", show_default="none"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON on stdout.")]
+Seed = Annotated[int, typer.Option(help="Seed of the random numbers.")]
+
+
+class Group(TyperGroup):
+    """Lists its commands with the whole first sentence of their help, not with what one line holds of it."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        rows = [(name, command.get_short_help_str(10_000)) for name, command in self.commands.items() if not command.hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def examples(*lines: str) -> str:
+    """The epilog of a command: lines to copy. ``\\b`` keeps the line breaks."""
+    return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
+
+
+def model_folder(path: Path) -> Path:
+    """``path``, unless it is a run directory: those hold several models.
+
+    Raises:
+        ConfigError: a run directory, with the model in it that is probably meant.
+    """
+    from coordexp.runs.manifest import MANIFEST
+
+    if (path / MANIFEST).is_file() and not (path / "config.json").is_file():
+        final = path / "checkpoints" / "final"
+        there = f"name its model: {final}" if final.is_dir() else "it has no checkpoints/final: its training has not finished"
+        raise ConfigError(f"{path} is a run directory: {there}")
+    return path
 
 
 @contextmanager

@@ -7,24 +7,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coordexp.cli.common import AsJson, examples
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from coordexp.runs.compare import Compared
 
+EXAMPLES = examples("coordexp compare runs/ab_seed", "coordexp compare runs/soft runs/hard --out compared")
 _COLORS = {"better": "green", "worse": "red", "different": "yellow"}
 
 
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(help="The folder of a coordexp ab; or two or more run directories, or folders of them (one a seed).")
+        list[Path],
+        typer.Argument(metavar="RUN", help="The folder of an A/B; or two or more run directories, or folders of them (one a seed)."),
     ],
-    baseline: Annotated[str | None, typer.Option(help="The arm the others are compared with (default: the A/B's, or the first).")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="ARM", help="The arm to compare the others with.", show_default="the A/B's, or the first")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for comparison.json and comparison.html (default: the A/B's folder, else here).")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for comparison.json and comparison.html.", show_default="the A/B's, else the current one"),
     ] = None,
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of the images.")] = 10_000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare finished runs on the same held-out images, with intervals over images and seeds."""
     import json

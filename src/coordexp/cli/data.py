@@ -9,23 +9,23 @@ from typing import Annotated, Any
 
 import typer
 
-from coordexp.cli.common import Overwrite, flags, progress
+from coordexp.cli.common import AsJson, Group, Overwrite, Seed, examples, flags, progress
 
-app = typer.Typer(help="Make, import and check data.", no_args_is_help=True)
+app = typer.Typer(cls=Group, help="Make, import and check data.", no_args_is_help=True)
 
 Out = Annotated[Path, typer.Option(help="Folder to write; must not exist.")]
 
 
-@app.command("synth")
+@app.command("synth", epilog=examples("coordexp data synth --out data/scenes --train 1000 --val 50 --test 50"))
 def synth(
     out: Out,
-    train: int = 8000,
-    val: int = 100,
-    test: int = 200,
-    side: Annotated[int, typer.Option(help="Image side in pixels.")] = 96,
-    min_objects: int = 1,
-    max_objects: int = 3,
-    seed: int = 0,
+    train: Annotated[int, typer.Option(help="Number of training scenes.")] = 8000,
+    val: Annotated[int, typer.Option(help="Number of validation scenes.")] = 100,
+    test: Annotated[int, typer.Option(help="Number of test scenes.")] = 200,
+    side: Annotated[int, typer.Option(help="Side of a scene, in pixels.")] = 96,
+    min_objects: Annotated[int, typer.Option(help="Least number of objects of a scene.")] = 1,
+    max_objects: Annotated[int, typer.Option(help="Largest number of objects of a scene.")] = 3,
+    seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Make scenes of coloured shapes on textured backgrounds, as records and PNG files."""
@@ -43,21 +43,38 @@ def synth(
 FORMATS = ("coco", "voc", "yolo", "swift", "qwen")
 
 
-@app.command("import")
+@app.command(
+    "import",
+    epilog=examples(
+        "coordexp data import coco COCO_FOLDER --out data/mine",
+        "coordexp data import voc VOC_FOLDER --out data/mine --on-invalid error --copy",
+        "coordexp data import coco instances.json --images photos --split train --out data/mine --json",
+        "coordexp data import swift train.jsonl --coords norm1000 --out data/mine",
+    ),
+)
 def import_(
     format_name: Annotated[str, typer.Argument(metavar="FORMAT", help="coco, voc, yolo, swift (ms-swift JSONL) or qwen (bbox_2d JSON).")],
     source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder, or the annotation file itself.")],
     out: Out,
-    split: Annotated[list[str] | None, typer.Option(help="Import only this split (repeatable); names the output of a single file.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of the images, where it is not the format's own.")] = None,
-    coords: Annotated[str | None, typer.Option(help="swift, qwen: absolute (pixels) or norm1000 (0..1000). Never guessed.")] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Import only this split (repeatable); names the output of a single file.", show_default="all")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images, where it is not the format's own.", show_default="none")
+    ] = None,
+    coords: Annotated[
+        str | None, typer.Option(help="swift, qwen: absolute (pixels) or norm1000 (0..1000). Never guessed.", show_default="none")
+    ] = None,
     polygons: Annotated[bool, typer.Option("--polygons", help="coco: take outlines of one part instead of boxes.")] = False,
     copy: Annotated[bool, typer.Option("--copy", help="Copy images instead of linking them.")] = False,
     on_invalid: Annotated[str, typer.Option(help="skip: leave what is bad out and say so; error: stop at it.")] = "skip",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    as_json: AsJson = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Import another format as records: train.jsonl, val.jsonl, test.jsonl, images/ and import.json."""
+    """Import another format as records: train.jsonl, val.jsonl, test.jsonl, images/ and import.json.
+
+    Of an image only the header is read; `coordexp data validate` decodes all of them.
+    """
     from coordexp.data.importers.base import COORDS, ImportOptions
     from coordexp.data.importers.formats import import_data
 
@@ -93,16 +110,22 @@ def import_(
     typer.echo(
         f"{len(report.warnings)} warnings, {len(report.repaired)} repaired, {len(report.dropped)} left out; also in {out / 'import.json'}"
     )
+    typer.echo(
+        f"of images only the headers were read: `coordexp data validate {next(iter(sorted(out.glob('*.jsonl'))), out)}` decodes them"
+    )
 
 
-@app.command("export-swift")
+@app.command(
+    "export-swift",
+    epilog=examples("coordexp data export-swift data/mine/train.jsonl data/mine/val.jsonl --out data/swift"),
+)
 def export_swift(
-    files: Annotated[list[Path], typer.Argument(metavar="RECORDS.jsonl...", help="Record files, one for each split.")],
+    files: Annotated[list[Path], typer.Argument(metavar="RECORDS.jsonl", help="Record files, one for each split.")],
     out: Out,
-    prompt: Annotated[str | None, typer.Option(help="The question; the default is that of an experiment.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The question asked of every image.", show_default="that of an experiment")] = None,
     convention: Annotated[str, typer.Option(help="Coordinate convention of the tokens.")] = "norm999",
     order: Annotated[str, typer.Option(help="Order of the objects: sorted or random (drawn once, from --seed).")] = "sorted",
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random order.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Write records as ms-swift grounding JSONL whose answers are in coordinate tokens: OUT/<name of each file>.jsonl."""
@@ -128,10 +151,12 @@ def export_swift(
     typer.echo(f"{splits} rows, {done.objects} objects written to {out}" + "".join(f"; {note}" for note in notes if note))
 
 
-@app.command("validate")
+@app.command(
+    "validate", epilog=examples("coordexp data validate data/mine/train.jsonl", "coordexp data validate data/mine/train.jsonl --json")
+)
 def validate(
-    file: Annotated[Path, typer.Argument(help="Records, JSONL.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print counts and faults as JSON on stdout.")] = False,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Records, JSONL.")],
+    as_json: AsJson = False,
 ) -> None:
     """Check every record and decode every image of a file; every fault is one line, with exit code 2."""
     from coordexp.data.records import check_records
@@ -153,12 +178,19 @@ def validate(
     typer.echo(f"{file}: {check.records} records, {check.objects} objects, all valid")
 
 
-@app.command("stats")
+@app.command(
+    "stats",
+    epilog=examples(
+        "coordexp data stats data/mine/train.jsonl --tokenizer models/qwen3-vl-coord", "coordexp data stats data/mine/train.jsonl --json"
+    ),
+)
 def stats(
-    file: Annotated[Path, typer.Argument(help="Records, JSONL.")],
-    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer folder with coordinate tokens: counts answer tokens.")] = None,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Records, JSONL.")],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A tokenizer folder with coordinate tokens: counts answer tokens.", show_default="none")
+    ] = None,
     convention: Annotated[str, typer.Option(help="Coordinate convention of the grid.")] = "norm999",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Counts, sizes, boxes and tokens per image, and the best mean IoU that the coordinate grid allows, by box size."""
     from coordexp.codec import CONVENTIONS, CoordCodec
@@ -188,12 +220,14 @@ def stats(
             typer.echo(line)
 
 
-@app.command("render")
+@app.command("render", epilog=examples("coordexp data render data/mine/train.jsonl --out look --limit 20"))
 def render(
-    file: Annotated[Path, typer.Argument(help="Records, JSONL.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Records, JSONL.")],
     out: Out,
-    limit: Annotated[int, typer.Option(min=1, help="At most this many records.")] = 50,
-    predictions: Annotated[Path | None, typer.Option(help="A predictions.jsonl: its objects are drawn too, dashed.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most records to draw.")] = 50,
+    predictions: Annotated[
+        Path | None, typer.Option(help="A predictions.jsonl: its objects are drawn too, dashed.", show_default="none")
+    ] = None,
 ) -> None:
     """Draw the objects on their images, and write a page with the answer text beside each."""
     from coordexp.data.gallery import render_records

@@ -7,28 +7,35 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coordexp.cli.common import AsJson, examples
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from coordexp.doctor.checks import Check
 
+EXAMPLES = examples(
+    "coordexp doctor",
+    "coordexp doctor models/qwen --data data/train.jsonl",
+    "coordexp doctor --data data/val.jsonl --predictions runs/a/predictions.jsonl",
+)
 _MARKS = {"ok": ("ok", "green"), "warning": ("WARN", "yellow"), "fail": ("FAIL", "bold red"), "skipped": ("skip", "dim")}
 
 
 def doctor(
-    checkpoint: Annotated[Path | None, typer.Argument(help="A model, checkpoint or adapter folder, or a run directory.")] = None,
-    data: Annotated[Path | None, typer.Option(metavar="FILE", help="Records, or another tool's JSONL or JSON with boxes.")] = None,
-    predictions: Annotated[Path | None, typer.Option(metavar="FILE", help="predictions.jsonl made from the records of --data.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print every check as JSON.")] = False,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(metavar="[CHECKPOINT]", help="A model, checkpoint or adapter folder, or a run directory.", show_default="none"),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Records, or another tool's JSONL or JSON with boxes.", show_default="none")
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="predictions.jsonl made from the records of --data.", show_default="none")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Check this machine, and what else is given, for what spoils a run. Exit code 1 if a check fails.
-
-    \b
-    Examples:
-      coordexp doctor
-      coordexp doctor models/qwen --data data/train.jsonl
-      coordexp doctor --data data/val.jsonl --predictions runs/a/predictions.jsonl
-    """
+    """Check this machine, and what else is given, for what spoils a run. Exit code 1 if a check fails."""
     from coordexp.doctor.checks import failed, to_json
     from coordexp.doctor.examine import examine
 

@@ -8,21 +8,26 @@ from typing import Annotated
 
 import typer
 
-from coordexp.cli.common import Overwrite, flags
+from coordexp.cli.common import AsJson, Overwrite, Seed, examples, flags
+
+EXAMPLES = examples(
+    "coordexp evaluate predictions.jsonl --data data/mine/test.jsonl --out evaluation",
+    "coordexp evaluate predictions.jsonl --data data/mine/test.jsonl --out again --json",
+)
 
 
 def evaluate(
     predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="predictions.jsonl.")],
-    data: Annotated[Path, typer.Option(help="The records they were made for; the images are not needed.")],
+    data: Annotated[Path, typer.Option(metavar="RECORDS", help="The records they were made for; the images are not needed.")],
     out: Annotated[Path, typer.Option(help="Folder for results.json, per_image.jsonl and table.md.")],
-    bootstrap: Annotated[int, typer.Option(min=0, help="Resamples of the images for the intervals; 0 for none.")] = 1000,
-    seed: int = 0,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Number of resamples of the images for the intervals; 0: none.")] = 1000,
+    seed: Seed = 0,
     match: Annotated[str, typer.Option(help="How descriptions are compared: exact (normalised) or semantic.")] = "exact",
-    match_model: Annotated[Path | None, typer.Option(help="Folder of a text model, for --match semantic.")] = None,
-    match_similarity: Annotated[float, typer.Option(min=-1, max=1, help="Least cosine for --match semantic.")] = 0.7,
-    convention: Annotated[str, typer.Option(help="Coordinate convention of the bins.")] = "norm999",
+    match_model: Annotated[Path | None, typer.Option(help="Folder of a text model, for --match semantic.", show_default="none")] = None,
+    match_similarity: Annotated[float, typer.Option(min=-1, max=1, help="Least cosine similarity, -1 to 1, for --match semantic.")] = 0.7,
+    convention: Annotated[str, typer.Option(help="Convention of the bins that errors are counted in.")] = "norm999",
     overwrite: Overwrite = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare predictions with records: F1, COCO and LVIS AP, localisation, calibration, health; grounding and pointing."""
     from typing import Literal, cast

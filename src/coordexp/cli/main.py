@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-from typing import Any
+import traceback
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from coordexp.cli import ab, audit, bench, compare, data, doctor, evaluate, model, predict, report, run, vocab
+from coordexp.cli import ab, audit, bench, compare, data, doctor, evaluate, init, model, predict, report, run, vocab
+from coordexp.cli.common import Group, examples
 from coordexp.errors import CoordexpError, RunStopped
+
+# Newer versions of Typer bring their own copy of click; this is the base of usage errors in either.
+_UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 class _Interrupted(Exception):
     """An interruption on its way to :func:`main`."""
 
 
-class _Group(TyperGroup):
+class _Root(Group):
     """Typer's exit code for an interruption differs from version to version, and it says nothing; so it never sees one."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -29,22 +34,45 @@ class _Group(TyperGroup):
 
 app = typer.Typer(
     name="coordexp",
-    cls=_Group,
+    cls=_Root,
     help="Train, decode and evaluate vision-language models that point by writing coordinate tokens.",
+    epilog=examples("coordexp init my-run && cd my-run && coordexp run demo.yaml", "coordexp COMMAND --help"),
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 100, "help_option_names": ["--help", "-h"]},
 )
-app.command("run")(run.run)
-app.command("train")(run.train)
-app.command("predict")(predict.predict)
-app.command("evaluate")(evaluate.evaluate)
-app.command("audit")(audit.audit)
-app.command("ab")(ab.ab)
-app.command("compare")(compare.compare)
-app.command("report")(report.report)
-app.command("doctor")(doctor.doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from coordexp import __version__
+
+        typer.echo(f"coordexp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; COORDEXP_DEBUG=1 does too.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Train, decode and evaluate vision-language models that point by writing coordinate tokens."""
+    if debug:
+        # Processes that a command starts show theirs too.
+        os.environ["COORDEXP_DEBUG"] = "1"
+
+
+app.command("init", epilog=init.EXAMPLES)(init.init)
+app.command("run", epilog=run.RUN_EXAMPLES)(run.run)
+app.command("train", epilog=run.TRAIN_EXAMPLES)(run.train)
+app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
+app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command("audit", epilog=audit.EXAMPLES)(audit.audit)
+app.command("ab", epilog=ab.EXAMPLES)(ab.ab)
+app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
+app.command("report", epilog=report.EXAMPLES)(report.report)
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.add_typer(data.app, name="data")
 app.add_typer(model.app, name="model")
 app.add_typer(vocab.app, name="vocab")
@@ -52,21 +80,42 @@ app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:
-    """Run a command. A user's mistake is one line on stderr per fault and exit code 2; an interruption exits with 130, SIGTERM with 143."""
+    """Run a command. A user's mistake is one line on stderr per fault and exit code 2; an interruption exits with 130, SIGTERM with 143.
+
+    With ``--debug`` or ``COORDEXP_DEBUG`` set to anything but nothing or 0, its traceback comes first.
+    """
     try:
-        app()
+        code = app(prog_name="coordexp", standalone_mode=False)
     except CoordexpError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error).splitlines(), error)
+    except _UsageError as error:
+        _usage(error)
     except (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         if error.filename is None:
             raise
-        print(f"error: {error.filename}: {str(error.strerror).lower()}: choose a path that can be used", file=sys.stderr)
-        sys.exit(2)
+        _fail([f"{error.filename}: {str(error.strerror).lower()}: choose a path that can be used"], error)
     except RunStopped as stop:
         print("interrupted" if stop.signum == signal.SIGINT else "terminated", file=sys.stderr)
         sys.exit(128 + stop.signum)
     except _Interrupted:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    sys.exit(code)
+
+
+def _fail(lines: list[str], error: Exception) -> None:
+    if os.environ.get("COORDEXP_DEBUG", "0") not in ("", "0"):
+        traceback.print_exception(error)
+    for line in lines:
+        print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _usage(error: Any) -> None:
+    """One line; a group without a command shows its help."""
+    message = error.format_message()
+    if "\n" in message:
+        print(message, file=sys.stderr)
+        sys.exit(2)
+    path = "coordexp" if error.ctx is None else error.ctx.command_path
+    _fail([f"{message.rstrip('.')}: see `{path} --help`"], error)

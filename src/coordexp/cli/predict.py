@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from coordexp.cli.common import Overwrite, flags
+from coordexp.cli.common import AsJson, Overwrite, Seed, examples, flags, model_folder
+
+EXAMPLES = examples(
+    "coordexp predict runs/demo/checkpoints/final runs/demo/data/test.jsonl --out predictions.jsonl",
+    "coordexp predict models/mine data/mine/test.jsonl --out p.jsonl --limit 20 --score none --json",
+    "torchrun --nproc-per-node 2 -m coordexp predict models/mine data/mine/test.jsonl --out p.jsonl",
+)
 
 
 def predict(
@@ -18,20 +25,25 @@ def predict(
     readout: Annotated[str, typer.Option(help="argmax, expectation, median, topk_mean, window or auto.")] = "auto",
     score: Annotated[str, typer.Option(help="none, constant, token or distribution.")] = "distribution",
     constrained: Annotated[bool, typer.Option("--constrained/--unconstrained", help="Keep to the answer format.")] = True,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    max_objects: Annotated[int, typer.Option(min=1, help="Constrained: most objects in an answer.")] = 100,
-    temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.0,
-    seed: int = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
+    max_objects: Annotated[int, typer.Option(min=1, help="Constrained: most objects of an answer.")] = 100,
+    temperature: Annotated[float, typer.Option(min=0, help="Of sampling, in logit units; 0: greedy.")] = 0.0,
+    seed: Seed = 0,
     save_distributions: Annotated[bool, typer.Option(help="Keep the coordinate distributions in OUT.distributions.")] = False,
-    calibrate: Annotated[Path | None, typer.Option(help="Held-out predictions (with --calibrate-data), or a saved calibration.")] = None,
-    calibrate_data: Annotated[Path | None, typer.Option(help="The records of the held-out predictions.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="The instruction the model was trained with.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N records.")] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="Held-out predictions (with --calibrate-data), or a saved calibration.", show_default="none")
+    ] = None,
+    calibrate_data: Annotated[Path | None, typer.Option(help="The records of the held-out predictions.", show_default="none")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="The instruction the model was trained with.", show_default="that of coordexp.json")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N records.", show_default="all")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Write the boxes a model sees on every image of a file. Several processes: torchrun -m coordexp predict ..."""
+    """Write the boxes a model sees on every image of a file. Several processes: with torchrun, as below."""
     from typing import cast, get_args
 
     from coordexp.decode.options import DecodeOptions, ReadoutName, ScoreName
@@ -53,10 +65,21 @@ def predict(
     from coordexp.predicting import predict_file
 
     chosen = None if calibrate is None else (calibrate, calibrate_data)
-    done = predict_file(
-        model, data, out, options, prompt=prompt, limit=limit, calibrate=chosen, device=device, overwrite=overwrite
-    )  # fmt: skip
-    if os.environ.get("RANK", "0") != "0":
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        done = predict_file(
+            model_folder(model), data, out, options, prompt=prompt, limit=limit, calibrate=chosen, device=device, overwrite=overwrite
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        if first:
+            typer.echo(
+                f"{out} is incomplete: the same command{' without --overwrite' if overwrite else ''} goes on where it stopped", err=True
+            )
+        raise
+    if not first:
+        return
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), **vars(done)}, indent=1))
         return
     if done.finished:
         typer.echo(f"{out} is finished: {done.resumed} images, made with these settings; nothing was done (--overwrite makes it again)")

@@ -7,10 +7,14 @@ from typing import Annotated
 
 import typer
 
+from coordexp.cli.common import examples
+
+EXAMPLES = examples("coordexp report runs/demo", "coordexp report runs/demo --images 40")
+
 
 def report(
-    run_dir: Annotated[Path, typer.Argument(help="A run directory.")],
-    images: Annotated[int, typer.Option(min=0, help="How many pictures.")] = 12,
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    images: Annotated[int, typer.Option(min=0, help="Number of pictures; at least 8 are shown where there are as many.")] = 12,
 ) -> None:
     """Write report.html of a run directory again."""
     from coordexp.errors import ConfigError

@@ -8,11 +8,21 @@ from typing import Annotated
 
 import typer
 
-from coordexp.cli.common import Overrides, Overwrite
+from coordexp.cli.common import Overrides, Overwrite, examples
 from coordexp.errors import ConfigError
 
 Experiment = Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="An experiment file.")]
-OutputDir = Annotated[Path | None, typer.Option(help="Run directory (default: output_dir/name of the experiment).")]
+OutputDir = Annotated[Path | None, typer.Option(help="Run directory.", show_default="output_dir/name of the experiment")]
+RUN_EXAMPLES = examples(
+    "coordexp run experiments/demo.yaml",
+    "coordexp run experiments/demo.yaml --set train.max_steps=20 --set name=short",
+    "coordexp run experiments/demo.yaml --resume",
+    "torchrun --nproc-per-node 8 -m coordexp run detection.yaml",
+)
+TRAIN_EXAMPLES = examples(
+    "coordexp train experiments/demo.yaml --output-dir runs/second --overwrite",
+    "coordexp train experiments/demo.yaml --output-dir runs/second --resume",
+)
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run stopped, from its last complete checkpoint.")]
 
 

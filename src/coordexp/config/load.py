@@ -85,7 +85,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> ExperimentCon
         raise ConfigError(f"{path.name}: arms: this file is an A/B of several runs: run it with coordexp ab")
     config = build(raw, problems)
     if problems or config is None:
-        raise ConfigError([f"{path.name}: {problem}" for problem in problems])
+        raise ConfigError([_blame(problem, path.name, overrides or []) for problem in problems])
     return config
 
 
@@ -142,6 +142,20 @@ def load_sections(path: Path, wanted: type[T], *, beside: type) -> tuple[T, tupl
     if problems or found is None:
         raise ConfigError([f"{path.name}: {problem}" for problem in problems])
     return found, tuple(others)
+
+
+def _blame(problem: str, file: str, overrides: list[str]) -> str:
+    """A fault with where it was written: the last ``--set`` of its key, around it or inside it, else the file."""
+    if problem.startswith("--set "):
+        return problem
+    key, _, rest = problem.partition(": ")
+    for override in reversed(overrides):
+        name = override.partition("=")[0].strip()
+        if key == name:
+            return f"--set {name}: {rest}"
+        if key.startswith(f"{name}.") or name.startswith(f"{key}."):
+            return f"--set {name}: {problem}"
+    return f"{file}: {problem}"
 
 
 def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:

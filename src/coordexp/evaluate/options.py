@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +15,9 @@ class EvaluateOptions:
     nearest one of the records, where the cosine similarity under the text model in ``match_model`` is at least
     ``match_similarity``. ``expect`` holds lower bounds by results key; ``best`` in a key stands for the best readout. A run says
     of each whether it was reached, and exits with code 1 when one was not.
+
+    Raises:
+        ValueError: an unknown key in ``expect``, with the nearest one there is, or a bound that is no number.
     """
 
     bootstrap: int = 1000
@@ -30,3 +34,13 @@ class EvaluateOptions:
             raise ValueError("evaluate.match_model: a text model is used by semantic matching only: set evaluate.match to semantic")
         if not -1 <= self.match_similarity <= 1:
             raise ValueError(f"evaluate.match_similarity: expected a cosine between -1 and 1, got {self.match_similarity}")
+        if self.expect:
+            # Only here: the registry gathers names from modules that load the engines of evaluation.
+            from coordexp.evaluate.keys import key_problem
+
+            for key, least in self.expect.items():
+                problem = key_problem(key)
+                if problem is not None:
+                    raise ValueError(f"evaluate.expect.{key}: {problem}")
+                if not math.isfinite(least):
+                    raise ValueError(f"evaluate.expect.{key}: expected a finite lower bound, got {least}")

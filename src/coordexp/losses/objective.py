@@ -12,6 +12,7 @@ Normalization = Literal["group", "token"]
 TEXT_TERMS: Final = ("text_ce", "text_gate")
 COORD_TERMS: Final = ("ce", "soft_ce", "w1", "crps", "gate", "entropy", "variance")
 TERMS: Final = TEXT_TERMS + COORD_TERMS
+SPREAD_TERMS: Final = ("entropy", "variance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class CoordObjective:
     ``ceil(4 sigma)`` with ``alpha``.
 
     Raises:
-        ValueError: a weight that is not finite, a temperature or width that is not positive.
+        ValueError: a weight that is not finite, or below zero (entropy and variance may be), a temperature or width that is not positive.
     """
 
     text_ce: float = 1.0
@@ -53,6 +54,9 @@ class CoordObjective:
         for name in TERMS:
             if not math.isfinite(self.weight(name)):
                 raise ValueError(f"objective.{name}: expected a finite weight, got {self.weight(name)}")
+            # Below zero these have no lower bound: training would push the truth away. The spread of a distribution may go either way.
+            if name not in SPREAD_TERMS and self.weight(name) < 0:
+                raise ValueError(f"objective.{name}: expected a weight of 0 or more, got {self.weight(name)}")
         widths = {"temperature": self.temperature, "sigma": self.sigma, "sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
         if self.alpha is not None:
             widths["alpha"] = self.alpha

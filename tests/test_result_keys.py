@@ -1,0 +1,75 @@
+"""The registry of result keys: every metric of real evaluations of each task is in it, and its keys come from nowhere else."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from test_coordinate_calibration import gaussian, save
+
+from coordexp.evaluate.distributions import distributions_folder
+from coordexp.evaluate.keys import READOUTS, key_problem, result_keys
+from coordexp.evaluate.options import EvaluateOptions
+from coordexp.evaluate.predictions import READOUT_NAMES
+from coordexp.evaluate.result import evaluate_files
+
+
+def _results(folder, task, scored=True):
+    """Results with everything a task can have: scores, all readouts, LVIS metadata and distributions of boxes."""
+    rng = np.random.default_rng(3)
+    records, predictions, slots = [], [], []
+    for i in range(30):
+        side = float(rng.uniform(12, 70))
+        x, y = rng.uniform(0, 100 - side, 2)
+        box = [x, y, x + side, y + side]
+        metadata = {"phrase": "it"} if task != "detection" else {"neg_categories": ["dog"], "category_frequency": {"cat": "r", "cow": "f"}}
+        records.append(
+            {"images": [f"{i}.png"], "width": 100, "height": 100, "image_id": str(i), "metadata": metadata,
+             "objects": [{"desc": ("cat", "cow")[i % 2], "bbox_2d": box}]}
+        )  # fmt: skip
+        moved = [float(v) for v in np.clip(np.array(box) + rng.normal(0, 1, 4), 0, 100)]
+        found = {"desc": ("cat", "cow")[i % 3 == 0], "bbox_2d": moved, "score": 0.5, "readouts": dict.fromkeys(READOUT_NAMES, moved)}
+        if not scored:
+            del found["score"]
+        if task == "pointing":
+            found = {"desc": "cat", "point_2d": [x + side / 2, y + side / 2]}
+        slots += [(str(i), 0, s, gaussian(moved[s] * 9.99, 5)) for s in range(4)]
+        source = "token" if scored and task != "pointing" else None
+        predictions.append(
+            {"image_id": str(i), "width": 100, "height": 100, "objects": [found], "score_source": source,
+             "problems": {}, "error": None, "num_tokens": 9, "truncated": False}
+        )  # fmt: skip
+    folder.mkdir()
+    for name, rows in (("r.jsonl", records), ("p.jsonl", predictions)):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if task != "pointing":
+        save(distributions_folder(folder / "p.jsonl"), slots)
+    return evaluate_files(folder / "p.jsonl", folder / "r.jsonl", EvaluateOptions(bootstrap=0), out=None)
+
+
+def _best(key):
+    """A key with its readout replaced, so that the registry's ``best`` is compared too."""
+    head, _, rest = key.partition(".")
+    readout, _, end = rest.partition(".")
+    return f"{head}.best.{end}" if readout in READOUTS and head in ("detection", "localisation", "grounding") else key
+
+
+def test_the_registry_is_what_evaluations_write(tmp_path):
+    written = set()
+    for task, scored in (("detection", True), ("detection", False), ("grounding", True), ("pointing", True)):
+        results = _results(tmp_path / f"{task}-{scored}", task, scored)
+        assert results["task"] == task
+        written |= {key for key, value in results.items() if "." in key and (value is None or isinstance(value, int | float))}
+    written = {key for key in written if not key.startswith("health.problems.")}
+    assert written | {_best(key) for key in written} == result_keys()
+    assert len(written) > 500
+
+
+@pytest.mark.parametrize("key", ["detection.best.agnostic.f1.50", "health.parse_rate", "calibration.all.coverage_80"])
+def test_a_legal_key_has_no_problem_and_one_letter_less_has(key):
+    assert key_problem(key) is None
+    assert f"did you mean {key}?" in key_problem(key[:4] + key[5:])
+    assert EvaluateOptions(expect={key: 0.5}).expect == {key: 0.5}
+    with pytest.raises(ValueError, match=r"evaluate\.expect\..*: expected a finite lower bound"):
+        EvaluateOptions(expect={key: float("nan")})
