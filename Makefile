@@ -16,10 +16,10 @@ demo: $(VENV)/.runtime
 test:
 	@$(MAKE) --no-print-directory -j 2 lint $(SWIFT)/.installed
 	@$(BIN)/python -m pytest -n 2
-	@$(SWIFT)/bin/python -m pytest tests/ms_swift
+	@$(SWIFT)/bin/python -m pytest -n 2 tests/ms_swift
 
 test-swift: $(SWIFT)/.installed
-	@$(SWIFT)/bin/python -m pytest tests/ms_swift
+	@$(SWIFT)/bin/python -m pytest -n 2 tests/ms_swift
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
@@ -56,7 +56,7 @@ $(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt
 $(SWIFT)/.installed: $(VENV)/.python pyproject.toml constraints.txt
 	@echo "installing coordexp beside ms-swift into $(SWIFT) (about two minutes)"
 	@$(PYTHON) -m venv $(SWIFT)
-	@$(SWIFT)/bin/python -m pip install -q -c constraints.txt -e ".[swift]" "pytest>=8.3" "hypothesis>=6.115" 2>$(SWIFT)/pip.log \
+	@$(SWIFT)/bin/python -m pip install -q -c constraints.txt -e ".[swift]" "pytest>=8.3" "pytest-xdist>=3.6" "hypothesis>=6.115" 2>$(SWIFT)/pip.log \
 	  || { cat $(SWIFT)/pip.log; exit 1; }
 	@touch $@
 	@echo "installed $(SWIFT)"
