@@ -212,12 +212,13 @@ def _number(metric: Metric, run: Run, log: RunLog) -> float | None:
 def _against(
     groups: Sequence[Group], measured: Mapping[str, Mapping[str, Measured]], wanted: Sequence[Metric], headline: Sequence[Metric]
 ) -> dict[str, dict[str, Any]]:
-    """Differences from the baseline; Holm over all headline metrics of all arms."""
+    """Differences from the baseline; Holm over the headline metrics of each arm."""
     first, arms = measured[groups[0].name], [group.name for group in groups[1:]]
     places = [(arm, metric) for arm in arms for metric in wanted]
     found = {place: difference(measured[place[0]][place[1].key], first[place[1].key]) for place in places}
-    family = [place for place in places if place[1] in headline]
-    found |= dict(zip(family, holm([found[place] for place in family]), strict=True))
+    for arm in arms:
+        family = [(arm, metric) for metric in headline]
+        found |= dict(zip(family, holm([found[place] for place in family]), strict=True))
     return {arm: {metric.key: _plain(found[arm, metric], metric) for metric in wanted} for arm in arms}
 
 
