@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -196,6 +198,17 @@ def test_loss_bands_are_the_contributions_and_absent_terms_have_none(run_dir: Pa
     expected = [f"{term} {last[f'contrib/{term}'] / total:.0%}".replace("%", " %") for term in ("text_ce", "soft_ce", "gate")]
     assert [label for label, _ in plot.legend] == [*expected, "evaluation, total"]
     assert figures.loss_plot(RunLog(None, [{"step": s, "loss": 1.0} for s in range(9)], [])) is None
+
+
+def test_rows_whose_contributions_are_no_numbers_are_left_out_of_the_bands_and_counted(run_dir: Path) -> None:
+    log = read_log(run_dir / "logging.jsonl")
+    key = next(key for key in log.train[0] if key.startswith("contrib/"))
+    broken = replace(log, train=[row | {key: math.nan} if i in (3, 7) else row for i, row in enumerate(log.train)])
+    plot, sound = figures.loss_plot(broken), figures.loss_plot(log)
+    assert plot is not None
+    assert sound is not None
+    assert plot.caption == sound.caption + " Rows with a part that is no finite number are left out: 2."
+    assert plot.description == sound.description
 
 
 def test_ratio_is_evaluation_over_training_and_needs_three_evaluations() -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import jinja2
 import numpy as np
 import yaml
 
@@ -16,6 +15,7 @@ from coordexp.data.staging import atomic_text
 from coordexp.errors import DataError
 from coordexp.runs.logs import find_log, read_log
 from coordexp.runs.manifest import MANIFEST, read_json_object, read_manifest
+from coordexp.runs.pages import render_page
 from coordexp.runs.rules.base import Rule, Subject, Value, Verdict
 from coordexp.runs.rules.registry import RULES
 
@@ -150,15 +150,8 @@ def audit_run(run_dir: Path) -> Audit:
 
 def write_page(result: Audit, out: Path) -> Path:
     """Write the audit as one self-contained HTML page; every text from the log is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("coordexp.runs"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     with atomic_text(out) as file:
-        file.write(environment.get_template("audit.html.j2").render(audit=result, figures=figures) + "\n")
+        file.write(render_page("audit.html.j2", audit=result, figures=figures))
     return out
 
 

@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-import jinja2
-
 from coordexp.runs import charts
+from coordexp.runs.pages import render_page
 
 _DIGITS: Final = {"share": 3, "bins": 2, "nats": 3, "boxes": 2}
 # The baseline in ink; with more arms than colours the line style tells them apart.
@@ -47,13 +46,6 @@ def signed(value: float, unit: str) -> str:
 
 def page(data: Mapping[str, Any]) -> str:
     """The page of a comparison."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("coordexp.runs"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     speeds = [
         (label, [_speed_text(arm["speed"].get(key), digits) for arm in data["arms"].values()])
         for key, label, digits in _SPEED_ROWS
@@ -70,7 +62,7 @@ def page(data: Mapping[str, Any]) -> str:
         "value_text": value_text,
         "signed": signed,
     }
-    return environment.get_template("comparison.html.j2").render(content) + "\n"
+    return render_page("comparison.html.j2", **content)
 
 
 def _speed_text(value: float | None, digits: int) -> str:

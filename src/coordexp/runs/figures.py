@@ -94,7 +94,12 @@ def loss_plot(log: RunLog) -> Plot | None:
     shared = [s for s in parts.values() if np.array_equal(s.steps, first.steps)]
     if len(shared) < len(parts) or len(first) < 2 or any((s.finite().values < 0).any() for s in shared):
         return None
-    names, steps, values = list(parts), first.steps, np.nan_to_num(np.array([s.values for s in parts.values()]))
+    names, steps, values = list(parts), first.steps, np.array([s.values for s in parts.values()])
+    whole = np.isfinite(values).all(axis=0)
+    lost = int((~whole).sum())
+    steps, values = steps[whole], values[:, whole]
+    if len(steps) < 2:
+        return None
     total = Columns(log.eval, EVAL_PREFIX).series("loss").finite()
     summed = values.sum(axis=0)
     settled = steps >= steps[0] + _SETTLED * (steps[-1] - steps[0])
@@ -112,6 +117,7 @@ def loss_plot(log: RunLog) -> Plot | None:
         svg = to_svg(figure)
     shares = {name: float(v[-1] / summed[-1]) if summed[-1] > 0 else math.nan for name, v in zip(names, values, strict=True)}
     cut = f" The first rows are cut off: they reach {summed.max():.3g}." if summed.max() > top else ""
+    cut += f" Rows with a part that is no finite number are left out: {lost}." if lost else ""
     same = (
         " The diamonds should lie on the upper edge: far above it is over-fitting, a constant factor is a wrong scale."
         if len(total)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import jinja2
 import yaml
 
 from coordexp.codec import CONVENTIONS, CoordCodec
@@ -24,6 +23,7 @@ from coordexp.runs.failures import name_confusion, parse_failures
 from coordexp.runs.logs import RunLog, read_log
 from coordexp.runs.manifest import MANIFEST, read_json_object, read_manifest
 from coordexp.runs.options import ReportOptions
+from coordexp.runs.pages import render_page
 from coordexp.runs.pictures import MANY_OBJECTS, make_pictures
 
 T = TypeVar("T")
@@ -60,14 +60,7 @@ def write_report(run_dir: Path, options: ReportOptions, *, out: Path | None = No
 
 
 def _render(content: Mapping[str, Any]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("coordexp.runs"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(content, numbers=numbers) + "\n"
+    return render_page("report.html.j2", **content, numbers=numbers)
 
 
 class _Parts:
