@@ -11,7 +11,6 @@ import torch
 
 from adapted import KINDS, STOCK, adapted_model, base_model, batch
 from coordexp.data.dataset import RecordDataset
-from coordexp.data.records import open_image
 from coordexp.decode.generate import generate
 from coordexp.errors import ConfigError
 from coordexp.losses.objective import CoordObjective
@@ -220,7 +219,7 @@ def test_a_head_adapted_behind_the_losss_back_is_refused():
 @pytest.mark.parametrize("kind", ["none", "lora"])
 def test_a_bound_model_generates_what_the_stock_model_generates(kind):
 
-    prompts = [template().encode_prompt(open_image(records()[0]))]
+    prompts = [template().encode_prompt(records()[0])]
     stock, bound = (base_model() if kind == "none" else adapted_model(kind=kind) for _ in range(2))
     bind_coord_loss(bound, vocab=vocab(), objective=OBJECTIVE)
     answers = [generate(model, template().tokenizer, prompts, vocab=vocab(), max_new_tokens=5)[0] for model in (stock, bound)]

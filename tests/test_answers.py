@@ -35,7 +35,7 @@ def through_tokens(found: Record):
     chat = template()
     grid = torch.tensor([[1, 2, 2]])
     instances, _ = record_instances(found, CODEC)
-    encoded = chat.encode_answer(instances, grid)
+    encoded = chat.encode_answer(chat.prompt, instances, grid)
     ids = [token for token, role in zip(encoded["input_ids"], encoded["roles"], strict=True) if role]
     text = chat.tokenizer.decode(ids, skip_special_tokens=False).removesuffix(chat.tokenizer.eos_token)
     return instances, parse(text, strict=True).instances, encoded

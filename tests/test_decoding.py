@@ -13,7 +13,7 @@ from transformers import LogitsProcessorList
 
 from coordexp.data.collate import collate_prompts
 from coordexp.data.options import SynthOptions
-from coordexp.data.records import open_image, read_records
+from coordexp.data.records import read_records
 from coordexp.data.synthetic import write_scenes
 from coordexp.decode.automaton import AnswerGrammar
 from coordexp.decode.characters import Characters, Desc, Right
@@ -218,7 +218,7 @@ def prompts():
     folder = workspace() / "wide"
     write_scenes(folder, SynthOptions(train=1, val=1, test=3, side=40, seed=9))
     made = [*records("test")[:2], *read_records(folder / "test.jsonl").records]
-    return [template().encode_prompt(open_image(r)) for r in made]
+    return [template().encode_prompt(r) for r in made]
 
 
 def noisy_model(seed):

@@ -107,7 +107,7 @@ def test_a_run_becomes_a_folder_whose_logits_a_stock_install_reproduces(run_dir,
     assert "lm_head.weight" not in _keys(out)
     content = json.loads((out / "coordexp.json").read_text())
     assert content["codec"] == {"convention": "norm999", "num_bins": 1000, "coord_start": vocab().start}
-    assert (content["prompt"], content["grammar"]) == (PROMPT, {"name": "coord_json", "order": "sorted"})
+    assert (content["prompt"], content["grammar"]) == (PROMPT, {"name": "coord_json", "order": "sorted", "geometries": ["bbox_2d"]})
     assert content["pixels"] == {"min_pixels": 1024, "max_pixels": 4096}
     assert content["versions"]["torch"] == torch.__version__.split("+")[0] or content["versions"]["torch"] == torch.__version__
     assert content["sources"].keys() == {"checkpoint/config.json", "checkpoint/model.safetensors", "checkpoint/tokenizer.json"}
@@ -267,7 +267,7 @@ def test_the_stock_processor_reads_the_exported_folder_and_makes_the_tokens_and_
     out = tmp_path / "out"
     export_checkpoint(run_dir, out, ExportOptions())
     stock, record = ImageOnly.from_pretrained(out), records()[0]
-    ours = template().encode_prompt(open_image(record))
+    ours = template().encode_prompt(record)
     text = stock.apply_chat_template(build_messages(template().prompt), tokenize=False, add_generation_prompt=True)
     theirs = stock(text=[text], images=[open_image(record)], return_tensors="pt")
     assert theirs["input_ids"][0].tolist() == ours.input_ids

@@ -21,7 +21,7 @@ from coordexp.data.dataset import RecordDataset
 from coordexp.data.options import PackingOptions, SynthOptions
 from coordexp.data.packed import data_digest, plan_dataset, template_digest
 from coordexp.data.packing import FILLER, PackSchedule, plan_packs
-from coordexp.data.records import open_image, read_records
+from coordexp.data.records import read_records
 from coordexp.data.synthetic import write_scenes
 from coordexp.data.template import ChatTemplate
 from coordexp.decode.generate import generate
@@ -226,7 +226,7 @@ def test_packed_logits_equal_unpacked_logits_for_every_sample(make, single_row, 
 
 
 def test_generation_is_the_same_before_and_after_a_model_has_run_packs():
-    prompts = [template().encode_prompt(open_image(r)) for r in records("test")]
+    prompts = [template().encode_prompt(r) for r in records("test")]
     model = fresh_model()
     before = generate(model, template().tokenizer, prompts, vocab=vocab(), max_new_tokens=6)
     batch = pack_collator(model)([packed(records())[0]])

@@ -12,13 +12,13 @@ import torch
 
 from coordexp import distribution
 from coordexp.data.collate import collate_prompts
-from coordexp.data.records import open_image, read_records
+from coordexp.data.records import read_records
 from coordexp.decode.automaton import AnswerGrammar
 from coordexp.decode.constraints import Follower
 from coordexp.decode.distributions import write_distributions
 from coordexp.decode.generate import Generator
 from coordexp.decode.output import Output, Workers
-from coordexp.decode.predict import predict, read_box, settings_of
+from coordexp.decode.predict import predict, questions_sha256, read_values, settings_of
 from coordexp.errors import ConfigError, DataError
 from coordexp.evaluate.distributions import read_distributions
 from coordexp.evaluate.predictions import READOUT_NAMES, read_predictions
@@ -37,7 +37,7 @@ def test_a_model_that_knows_the_answer_writes_the_training_tokens(constrained):
     chat, known = template(), records("train")[:2]
     grammar = AnswerGrammar(chat.tokenizer, vocab()) if constrained else None
     generator = Generator(model=model(), tokenizer=chat.tokenizer, vocab=vocab(), grammar=grammar, max_new_tokens=130)
-    found = generator([chat.encode_prompt(open_image(record)) for record in known])
+    found = generator([chat.encode_prompt(record) for record in known])
     assert [[*a.token_ids, chat.tokenizer.eos_token_id] for a in found] == [_answer(record) for record in known]
     assert [a.stopped for a in found] == [None, None]
     assert all((a.passes < len(a.token_ids)) == constrained for a in found)
@@ -59,7 +59,7 @@ def test_its_rows_hold_the_true_boxes_within_the_grid():
 def _forward(record, ids):
     """Log-probabilities ``[len(ids), V]`` of one whole pass, no cache and no batch."""
     chat = template()
-    prompt = chat.encode_prompt(open_image(record))
+    prompt = chat.encode_prompt(record)
     batch = collate_prompts(
         [replace(prompt, input_ids=prompt.input_ids + ids)], pad_token_id=0, image_token_id=model().config.image_token_id
     )
@@ -130,10 +130,10 @@ def test_edges_that_cross_after_refinement_fall_back_to_the_written_bins_and_are
         for k, mass in peaks.items():
             p[slot, k] = mass
     p = p / p.sum(-1, keepdim=True)
-    found, back = read_box(p, (400, 10, 500, 20), ordered=True)
+    found, back = read_values(p, (400, 10, 500, 20), ordered=True)
     assert found["expectation"] == pytest.approx([400, 10, 500, 20], abs=1e-3)
     assert (back["expectation"], back["argmax"]) == (1, 0)
-    free, none = read_box(p, (400, 10, 500, 20), ordered=False)
+    free, none = read_values(p, (400, 10, 500, 20), ordered=False)
     assert free["expectation"][0] == pytest.approx(float(distribution.expectation(p)[0]))
     assert free["expectation"][0] > free["expectation"][2]
     assert set(none.values()) == {0}
@@ -226,7 +226,8 @@ def test_a_file_that_another_prediction_is_writing_is_refused_even_with_overwrit
 
 
 def _settings(options):
-    return settings_of(records("train")[:5], options, {}, None, Workers())
+    asked = {"geometries": ["bbox_2d"], "questions_sha256": questions_sha256(template(), records("train")[:5])}
+    return settings_of(records("train")[:5], options, asked, None, Workers())
 
 
 def test_other_records_another_model_and_other_processes_are_other_settings(tmp_path):
@@ -302,7 +303,7 @@ def test_saved_distributions_are_those_that_the_boxes_were_read_from():
             p = p / p.sum(-1, keepdim=True)
             side = np.array([row["width"], row["height"]] * 2)
             bins = [round(v / s * 999) for v, s in zip(thing["readouts"]["argmax"], side, strict=True)]
-            expected, _ = read_box(p, bins, ordered=True)
+            expected, _ = read_values(p, bins, ordered=True)
             np.testing.assert_allclose(np.array(expected["median"]) / 999 * side, thing["readouts"]["median"], atol=0.2)
     assert boxes >= 4
 

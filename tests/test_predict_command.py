@@ -39,7 +39,7 @@ def test_a_finished_file_is_named_as_such_and_not_touched(tmp_path, monkeypatch,
     words = ["predict", fitted_folder(), TRAIN, "--limit", 2, "--max-new-tokens", 130, "--out", tmp_path / "p.jsonl"]
     code, out, err = call(monkeypatch, capsys, *words)
     assert (code, err) == (0, "")
-    assert " boxes on 2 images, " in out
+    assert " objects on 2 images, " in out
     before = (tmp_path / "p.jsonl").stat()
     code, out, err = call(monkeypatch, capsys, *words)
     assert (code, err) == (0, "")

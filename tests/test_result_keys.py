@@ -33,7 +33,8 @@ def _results(folder, task, scored=True):
         if not scored:
             del found["score"]
         if task == "pointing":
-            found = {"desc": "cat", "point_2d": [x + side / 2, y + side / 2]}
+            point = [x + side / 2, y + side / 2]
+            found = {"desc": "cat", "point_2d": point, "readouts": dict.fromkeys(READOUT_NAMES, point)}
         slots += [(str(i), 0, s, gaussian(moved[s] * 9.99, 5)) for s in range(4)]
         source = "token" if scored and task != "pointing" else None
         predictions.append(

@@ -113,7 +113,7 @@ def test_targets_of_exported_rows_are_those_of_training(kind):
                 "bbox_type": "norm1",
                 "bbox": [[v / s for v, s in zip(box, sides, strict=False)] for box in row["objects"]["bbox"]],
             }
-        expected = template().encode_answer(template().instances(record)[0], GRID)
+        expected = template().encode_answer(template().prompt, template().instances(record)[0], GRID)
         labels = supervised(expected["input_ids"], expected["roles"])
         got = token_targets(labels, answers_of(row), row_targets(row, CODEC), template().tokenizer)
         assert (got.roles, got.slots) == (expected["roles"], expected["slots"])
@@ -330,6 +330,15 @@ def test_the_contract_of_the_model_folder_is_kept(tmp_path):
     facts = [look_at_rows("train", [swift_row(records()[0], CODEC, SwiftExportOptions(prompt="Where?"), records()[0].image)[0]], CODEC)]
     with pytest.raises(ConfigError, match=r"--prompt`\): the checkpoint was trained with 'Point.'"):
         check_prompts(tmp_path, facts)
+    asking = SwiftExportOptions(prompt="Find {phrase}!", geometry="point_2d")
+    rows = [swift_row(replace(records()[0], metadata={"phrase": phrase}), CODEC, asking, records()[0].image)[0] for phrase in ("a\nb", "c")]
+    facts = [look_at_rows("train", rows, CODEC)]
+    assert (facts[0].prompts, facts[0].geometries) == (("Find a\nb!", "Find c!"), {"point_2d"})
+    with pytest.raises(ConfigError, match=r"the checkpoint was trained with 'Point\."):
+        check_prompts(tmp_path, facts)
+    (tmp_path / CHECKPOINT_MANIFEST).write_text(replace(manifest, prompt="Find {phrase}!").text())
+    assert check_prompts(tmp_path, facts) == "Find {phrase}!"
+    assert check_prompts(tmp_path / "none", facts) is None
     (tmp_path / CHECKPOINT_MANIFEST).write_text(replace(manifest, coord_start=7).text())
     with pytest.raises(VocabError, match=r"codec.coord_start: 7, but the tokenizer has"):
         contract_of(tmp_path, tokenizer, None)

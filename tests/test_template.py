@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from coordexp.data.collate import collate_prompts
-from coordexp.data.records import RecordObject, open_image
+from coordexp.data.records import RecordObject
 from coordexp.data.template import build_messages
 from coordexp.errors import ConfigError, DataError
 from coordexp.grammar import ROLE_CODES, parse, render, token_roles
@@ -19,7 +19,7 @@ from tiny import collator, fresh_model, records, template, vocab
 def test_prompt_ids_are_equal_in_training_and_prediction():
     chat = template()
     for record in records():
-        prompt = chat.encode_prompt(open_image(record))
+        prompt = chat.encode_prompt(record)
         example = chat.encode(record)
         first = next(i for i, role in enumerate(example.roles) if role)
         assert example.input_ids[:first] == prompt.input_ids
@@ -127,7 +127,7 @@ def test_a_chat_template_that_changes_its_prompt_is_refused():
 
 def test_prompts_are_padded_on_the_left():
     chat = template()
-    prompts = [chat.encode_prompt(open_image(r)) for r in records()[:2]]
+    prompts = [chat.encode_prompt(r) for r in records()[:2]]
     longer = dataclasses.replace(prompts[0], input_ids=[5, *prompts[0].input_ids])
     batch = collate_prompts([longer, prompts[1]], pad_token_id=0, image_token_id=1)
     assert batch["attention_mask"][1].tolist() == [0] + [1] * len(prompts[1].input_ids)

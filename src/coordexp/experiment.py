@@ -21,7 +21,9 @@ from rich.console import Console
 from coordexp.config.load import differing_keys, dump_config, load_config, to_plain
 from coordexp.config.schema import ExperimentConfig
 from coordexp.errors import ConfigError, DataError, RunStopped
+from coordexp.grammar import Geometry
 from coordexp.predicting import evaluate_predictions, predict_records, probe, progress_bar
+from coordexp.preflight import check_folder, check_records, preflight
 from coordexp.runs.manifest import RunDirectory, Status
 
 STAGES = ("data", "model", "train", "predict", "evaluate", "report")
@@ -49,7 +51,7 @@ def run(
     """
     if until is not None and until not in STAGES:
         raise ConfigError(f"unknown stage {until!r}: expected one of {', '.join(STAGES)}")
-    _preflight(config)
+    preflight(config)
     processes = _join()
     console = console or Console(quiet=not processes.first)
     planned = STAGES if until is None else STAGES[: STAGES.index(until) + 1]
@@ -63,7 +65,7 @@ def run(
     if not processes.first:
         directory = RunDirectory.open(run_dir, writes=False)
     wanted = processes.share(wanted)
-    chain = _Chain(config, directory, console, resume)
+    chain = _Chain(config, directory, console, resume, evaluated="evaluate" in planned)
     status: Status = "failed"
     try:
         with _termination():
@@ -136,42 +138,6 @@ def _termination() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _preflight(config: ExperimentConfig) -> None:
-    """Refuse what cannot work before anything is written."""
-    if config.model.path is not None:
-        from coordexp.modeling.load import check_model_folder
-
-        check_model_folder(Path(config.model.path))
-        _check_contract(config, Path(config.model.path))
-    if config.train.save_best is not None:
-        from coordexp.train.best import check_best
-
-        check_best(config.train.save_best, probe_steps=config.train.probe_steps, eval_steps=config.train.eval_steps)
-    if config.data.source is not None and not Path(config.data.source).is_dir():
-        raise ConfigError(f"data.source: expected a folder, {config.data.source} is none: pass --set data.source=FOLDER")
-    if config.adapter.kind in ("lora", "dora"):
-        from coordexp.modeling.load import skeleton
-        from coordexp.modeling.tiny import tiny_skeleton
-        from coordexp.vocab.adapters import target_layers
-
-        model = config.model
-        target_layers(tiny_skeleton(model.tiny) if model.path is None else skeleton(Path(model.path)), config.adapter)
-
-
-def _check_contract(config: ExperimentConfig, folder: Path) -> None:
-    """Refuse a checkpoint that was trained with another convention, prompt or image size."""
-    from coordexp.codec import CoordCodec
-    from coordexp.modeling.manifest import check_contract
-
-    check_contract(
-        folder,
-        prompt=config.data.prompt,
-        convention=CoordCodec().convention,
-        min_pixels=config.model.min_pixels,
-        max_pixels=config.model.max_pixels,
-    )
-
-
 @dataclass
 class _Chain:
     """The stages; each reads what the one before wrote."""
@@ -180,6 +146,7 @@ class _Chain:
     directory: RunDirectory
     console: Console
     resume: bool = False
+    evaluated: bool = True
 
     def _clear(self, *names: str) -> None:
         """What a stage that was stopped half-way left of its output."""
@@ -225,15 +192,18 @@ class _Chain:
             else:
                 assert data.source is not None
                 (self._root / "data").symlink_to(Path(data.source).resolve(), target_is_directory=True)
-        counts = []
+        kept: dict[str, list[Any]] = {}
         for name in ("train", "val", "test"):
             records = self._records(name, quiet=False)
             # Made scenes were written a moment ago; other people's images are decoded once, up front.
             if data.kind != "synth":
                 verify_images(records)
-            counts.append(f"{len(records)} {name}")
+            kept[name] = records
             self.directory.add_file(f"data/{name}.jsonl")
-        self._say(", ".join(counts) + " images")
+        self._say(", ".join(f"{len(records)} {name}" for name, records in kept.items()) + " images")
+        for note in check_records(self.config, kept, evaluated=self.evaluated):
+            self._say(note)
+            self.directory.note(note)
 
     def _records(self, split: str, *, quiet: bool = True) -> list[Any]:
         from coordexp.data.records import read_records
@@ -283,6 +253,7 @@ class _Chain:
             num_bins=template.codec.num_bins,
             coord_start=CoordVocab.from_tokenizer(template.tokenizer, template.codec.num_bins).start,
             order=template.order,
+            geometries=self._geometries(),
             prompt=template.prompt,
             min_pixels=low,
             max_pixels=high,
@@ -296,14 +267,21 @@ class _Chain:
         from coordexp.modeling.load import load_image_processor, load_tokenizer
 
         options = self.config.model
-        _check_contract(self.config, folder)
+        check_folder(self.config, folder)
         return ChatTemplate(
             tokenizer=load_tokenizer(folder),
             image_processor=load_image_processor(folder, min_pixels=options.min_pixels, max_pixels=options.max_pixels),
             prompt=self.config.data.prompt,
             order=self.config.data.order,
             seed=self.config.seed,
+            geometry=self.config.data.geometry,
         )
+
+    def _geometries(self) -> tuple[Geometry, ...]:
+        """What answers hold: a checkpoint's manifest keeps it, and constrained decoding allows no other."""
+        from coordexp.data.answers import answer_geometries
+
+        return answer_geometries(self._records("train"), self.config.data.geometry)
 
     def train(self) -> None:
         """Train, log, save checkpoints and the final model under ``checkpoints/``."""
@@ -315,7 +293,7 @@ class _Chain:
         if self.resume and (self._root / "checkpoints" / "final").is_dir():
             return
         folder = self._root / "model"
-        template, held_out = self._template(folder), self._records("val")
+        template, held_out, geometries = self._template(folder), self._records("val"), self._geometries()
         set_seed(self.config.seed)
         train(
             self.config.train,
@@ -333,7 +311,7 @@ class _Chain:
             adapter=self.config.adapter,
             metrics=self.config.token_type_metrics,
             resume=self.resume,
-            probe=lambda model: probe(model, template, held_out[: self.config.train.probe_samples], self.config.decode),
+            probe=lambda model: probe(model, template, held_out[: self.config.train.probe_samples], self.config.decode, geometries),
         )
 
     def predict(self) -> None:
@@ -343,11 +321,14 @@ class _Chain:
         folder = self._root / "checkpoints" / "final"
         model = load_model(folder, self.config.model).to(choose_device("auto"))
         records = self._records("test")
-        done = predict_records(model, self._template(folder), records, self._root / "predictions.jsonl", self.config.decode, self.console)
+        done = predict_records(
+            model, self._template(folder), records, self._root / "predictions.jsonl", self.config.decode, self.console,
+            geometries=self._geometries(),
+        )  # fmt: skip
         if done.finished:
             self._say(f"the predictions of {len(records)} images were finished before")
         else:
-            self._say(f"{done.boxes} boxes on {len(records)} images, {done.boxes / done.seconds:.1f} boxes/s")
+            self._say(f"{done.boxes} objects on {len(records)} images, {done.boxes / done.seconds:.1f} objects/s")
 
     def evaluate(self) -> None:
         """Compare predictions with the test split."""

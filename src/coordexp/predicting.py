@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +17,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from coordexp.decode.options import DecodeOptions
+from coordexp.errors import ConfigError
 from coordexp.evaluate.options import EvaluateOptions
+from coordexp.grammar import Geometry
 
 
-def probe(model: Any, template: Any, records: list[Any], options: DecodeOptions) -> dict[str, float]:
+def probe(
+    model: Any, template: Any, records: list[Any], options: DecodeOptions, geometries: Sequence[Geometry] = ("bbox_2d",)
+) -> dict[str, float]:
     """Generate on ``records`` and score: ``probe/{parse_rate,f1_50,objects_per_image,duplicate_rate}``; what is undefined is NaN.
 
     Without the grammar's constraint, under which every answer parses.
 
-    F1 at IoU .5 is class-agnostic, with the boxes of ``options.readout``.
+    F1 at IoU .5 is class-agnostic, with the boxes of ``options.readout``. A model that points has ``probe/point_acc`` in its place:
+    the share of points that fall on the referred object.
     """
     from coordexp.decode.predict import predict
     from coordexp.evaluate.options import EvaluateOptions
@@ -46,6 +51,7 @@ def probe(model: Any, template: Any, records: list[Any], options: DecodeOptions)
             found,
             vocab=CoordVocab.from_tokenizer(template.tokenizer),
             options=replace(options, constrained=False),
+            geometries=geometries,
         )
         results = evaluate_files(found, truth, EvaluateOptions(bootstrap=0), out=None)
     keys = {
@@ -54,6 +60,11 @@ def probe(model: Any, template: Any, records: list[Any], options: DecodeOptions)
         "probe/objects_per_image": "health.boxes_per_image",
         "probe/duplicate_rate": "health.duplicate_rate",
     }
+    if tuple(geometries) == ("point_2d",):
+        del keys["probe/f1_50"]
+        keys["probe/point_acc"] = "pointing.acc"
+        # Without a single point the file reads as grounding: nothing was met.
+        results.setdefault("pointing.acc", 0.0)
     return {name: float("nan") if results[key] is None else float(results[key]) for name, key in keys.items()}
 
 
@@ -72,17 +83,17 @@ def progress_bar(console: Console, label: str) -> Iterator[Callable[[int, int], 
 
 @contextmanager
 def _boxes_bar(console: Console) -> Iterator[Callable[[int, int, int], None]]:
-    """A progress callback ``(done, total, boxes)`` that shows boxes/s; nothing is drawn on a pipe."""
+    """A progress callback ``(done, total, objects)`` that shows objects/s; nothing is drawn on a pipe."""
     if not console.is_terminal:
-        yield lambda done, total, boxes: None
+        yield lambda done, total, found: None
         return
     columns = (TextColumn("  generating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[rate]}"))
     begin = time.perf_counter()
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("generating", total=None, rate="")
 
-        def show(done: int, total: int, boxes: int) -> None:
-            progress.update(task, completed=done, total=total, rate=f"{boxes / (time.perf_counter() - begin):.1f} boxes/s")
+        def show(done: int, total: int, found: int) -> None:
+            progress.update(task, completed=done, total=total, rate=f"{found / (time.perf_counter() - begin):.1f} objects/s")
 
         yield show
 
@@ -98,17 +109,18 @@ def predict_records(model: Any, template: Any, records: list[Any], out: Path, op
 
 
 def predict_file(
-    model: Path, data: Path, out: Path, options: DecodeOptions, *, prompt: str | None = None, limit: int | None = None,
-    calibrate: tuple[Path, Path | None] | None = None, device: str = "auto", overwrite: bool = False, console: Console | None = None,
+    model: Path, data: Path, out: Path, options: DecodeOptions, *, prompt: str | None = None,
+    geometry: Geometry | None = None, limit: int | None = None, calibrate: tuple[Path, Path | None] | None = None,
+    device: str = "auto", overwrite: bool = False, console: Console | None = None,
 ) -> Any:  # fmt: skip
     """Predict the records of one file with a model folder; returns what this process did (``decode.predict.Predicted``).
 
-    Prompt, convention and image size are those of the folder's ``coordexp.json``, where it has one.
+    Prompt, geometries, convention and image size are those of the folder's ``coordexp.json``, where it has one.
     ``calibrate``: a saved calibration, or a prediction file and its records; what was fitted is saved as
     ``OUT.calibration.json``. Under torchrun each process takes its share of the records, on its own GPU if there is one.
 
     Raises:
-        ConfigError: a ``prompt`` other than the one the checkpoint was trained with.
+        ConfigError: a ``prompt`` or ``geometry`` other than the checkpoint was trained with.
     """
     from coordexp.codec import CoordCodec
     from coordexp.data.options import DEFAULT_PROMPT
@@ -117,13 +129,19 @@ def predict_file(
     from coordexp.decode.output import Output, Workers
     from coordexp.decode.scores import open_calibration
     from coordexp.modeling.load import choose_device, load_image_processor, load_model, load_tokenizer
-    from coordexp.modeling.manifest import check_contract
+    from coordexp.modeling.manifest import CHECKPOINT_MANIFEST, check_contract
     from coordexp.runs.manifest import file_sha256
     from coordexp.vocab.coord_vocab import CoordVocab
 
     where = choose_device(device)
     tokenizer = load_tokenizer(model)
     contract = check_contract(model, prompt=prompt, keys={"prompt": "--prompt"})
+    if contract is not None and geometry not in (None, *contract.geometries):
+        raise ConfigError(
+            f"--geometry: the checkpoint was trained to write {', '.join(contract.geometries)} ({model / CHECKPOINT_MANIFEST}), "
+            f"got {geometry}: leave the option out"
+        )
+    geometries = (geometry,) if geometry is not None else ("bbox_2d",) if contract is None else contract.geometries
     codec = CoordCodec() if contract is None else CoordCodec(contract.num_bins, contract.convention)
     CoordVocab.from_tokenizer(tokenizer, codec.num_bins)
     # A damaged image is a row with its error, not the end: images are looked at one by one, in their batch.
@@ -141,7 +159,7 @@ def predict_file(
     try:
         done = predict_records(
             loaded, template, records, out, options, console or Console(stderr=True, quiet=workers.rank > 0), settings=settings,
-            calibration=calibration, overwrite=overwrite, workers=workers,
+            geometries=geometries, calibration=calibration, overwrite=overwrite, workers=workers,
         )  # fmt: skip
         if calibration is not None and workers.rank == 0:
             calibration.save(Output(out, workers).calibration_path)

@@ -18,7 +18,7 @@ from transformers import LogitsProcessorList
 from coordexp.bench.measure import circumstances, spread
 from coordexp.data.collate import collate_prompts
 from coordexp.data.options import DEFAULT_PROMPT
-from coordexp.data.records import open_image, read_records
+from coordexp.data.records import read_records
 from coordexp.data.template import ChatTemplate, Prompt
 from coordexp.decode.automaton import AnswerGrammar
 from coordexp.decode.generate import CoordRecorder, Generator
@@ -80,7 +80,7 @@ def measure(bench: PredictBench, progress: Callable[[int, int], None] | None = N
     model = load_model(bench.model).to(bench.device).eval()
     template = ChatTemplate(tokenizer, load_image_processor(bench.model), prompt=DEFAULT_PROMPT)
     records = read_records(bench.data, limit=bench.limit).records
-    prompts = [template.encode_prompt(open_image(record)) for record in records]
+    prompts = [template.encode_prompt(record) for record in records]
     batches = [prompts[i : i + bench.batch_size] for i in range(0, len(prompts), bench.batch_size)]
     calls = variants(bench, model, tokenizer)
     rates: dict[str, list[float]] = {name: [] for name in calls}

@@ -25,6 +25,7 @@ def synth(
     side: Annotated[int, typer.Option(help="Side of a scene, in pixels.")] = 96,
     min_objects: Annotated[int, typer.Option(help="Least number of objects of a scene.")] = 1,
     max_objects: Annotated[int, typer.Option(help="Largest number of objects of a scene.")] = 3,
+    task: Annotated[str, typer.Option(help="detection, or grounding: a phrase for one of the objects.")] = "detection",
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -32,8 +33,12 @@ def synth(
     from coordexp.data.options import SynthOptions
     from coordexp.data.synthetic import write_scenes
 
+    _one_of("--task", task, ("detection", "grounding"))
     with flags("data.synth"):
-        options = SynthOptions(train=train, val=val, test=test, side=side, min_objects=min_objects, max_objects=max_objects, seed=seed)
+        options = SynthOptions(
+            train=train, val=val, test=test, side=side, min_objects=min_objects, max_objects=max_objects,
+            task="grounding" if task == "grounding" else "detection", seed=seed,
+        )  # fmt: skip
     with progress("scenes") as update:
         files = write_scenes(out, options, update, overwrite=overwrite)
     for split, path in files.items():
@@ -122,20 +127,27 @@ def import_(
 def export_swift(
     files: Annotated[list[Path], typer.Argument(metavar="RECORDS.jsonl", help="Record files, one for each split.")],
     out: Out,
-    prompt: Annotated[str | None, typer.Option(help="The question asked of every image.", show_default="that of an experiment")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="The question asked; {phrase} in it: metadata.phrase.", show_default="that of an experiment")
+    ] = None,
+    geometry: Annotated[str, typer.Option(help="How objects are written: recorded, bbox_2d or point_2d.")] = "recorded",
     convention: Annotated[str, typer.Option(help="Coordinate convention of the tokens.")] = "norm999",
     order: Annotated[str, typer.Option(help="Order of the objects: sorted or random (drawn once, from --seed).")] = "sorted",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random order.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Write records as ms-swift grounding JSONL whose answers are in coordinate tokens: OUT/<name of each file>.jsonl."""
-    from coordexp.data.options import DEFAULT_PROMPT
+    from typing import cast, get_args
+
+    from coordexp.data.options import DEFAULT_PROMPT, AnswerGeometry
     from coordexp.data.swift_rows import SwiftExportOptions
     from coordexp.data.swift_rows import export_swift as write
 
     _one_of("--order", order, ("sorted", "random"))
+    _one_of("--geometry", geometry, get_args(AnswerGeometry))
     options = SwiftExportOptions(
         prompt=DEFAULT_PROMPT if prompt is None else prompt,
+        geometry=cast(AnswerGeometry, geometry),
         convention=convention,
         order="random" if order == "random" else "sorted",
         seed=seed,
@@ -147,6 +159,7 @@ def export_swift(
         f"{done.adjusted} boxes kept open by one bin" if done.adjusted else "",
         f"{done.crowd} crowd regions left out" if done.crowd else "",
         f"{done.copied} images written anew, upright and in RGB" if done.copied else "",
+        f"{done.unasked} phrases not asked for, the prompt has no {{phrase}}" if done.unasked else "",
     ]
     typer.echo(f"{splits} rows, {done.objects} objects written to {out}" + "".join(f"; {note}" for note in notes if note))
 

@@ -38,19 +38,25 @@ def predict(
     prompt: Annotated[
         str | None, typer.Option(help="The instruction the model was trained with.", show_default="that of coordexp.json")
     ] = None,
+    geometry: Annotated[
+        str | None, typer.Option(help="What to write: bbox_2d, poly or point_2d.", show_default="that of coordexp.json")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N records.", show_default="all")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the boxes a model sees on every image of a file. Several processes: with torchrun, as below."""
+    """Write the boxes (or points) a model sees on every image of a file. Several processes: with torchrun, as below."""
     from typing import cast, get_args
 
     from coordexp.decode.options import DecodeOptions, ReadoutName, ScoreName
     from coordexp.errors import ConfigError
+    from coordexp.grammar import Geometry
 
-    for name, value, legal in (("readout", readout, get_args(ReadoutName)), ("score", score, get_args(ScoreName))):
-        if value not in legal:
+    choices = (("readout", readout, ReadoutName), ("score", score, ScoreName), ("geometry", geometry, Geometry))
+    for name, value, kind in choices:
+        legal = get_args(kind)
+        if value is not None and value not in legal:
             raise ConfigError(f"--{name}: expected one of {', '.join(legal)}, got {value}")
     if calibrate is None and calibrate_data is not None:
         raise ConfigError("--calibrate-data: expected --calibrate PREDICTIONS with it")
@@ -68,7 +74,8 @@ def predict(
     first = os.environ.get("RANK", "0") == "0"
     try:
         done = predict_file(
-            model_folder(model), data, out, options, prompt=prompt, limit=limit, calibrate=chosen, device=device, overwrite=overwrite
+            model_folder(model), data, out, options, prompt=prompt, geometry=cast(Geometry | None, geometry), limit=limit,
+            calibrate=chosen, device=device, overwrite=overwrite,
         )  # fmt: skip
     except KeyboardInterrupt:
         if first:
@@ -86,8 +93,8 @@ def predict(
         return
     if done.resumed:
         typer.echo(f"{done.resumed} images were done already")
-    rate = f", {done.boxes / done.seconds:.1f} boxes/s" if done.images else ""
-    typer.echo(f"{done.boxes} boxes on {done.images} images{rate}: {out}")
+    rate = f", {done.boxes / done.seconds:.1f} objects/s" if done.images else ""
+    typer.echo(f"{done.boxes} objects on {done.images} images{rate}: {out}")
     if done.failed:
         typer.echo(f"{done.failed} images could not be used: the field `error` of their rows says why", err=True)
     if done.cut:

@@ -4,31 +4,66 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Final
 
 import numpy as np
 
 from coordexp.boxes import bounding_box, polygon_order
 from coordexp.codec import CoordCodec
+from coordexp.data.options import AnswerGeometry
 from coordexp.data.rows import Record, RecordObject
 from coordexp.errors import DataError
-from coordexp.grammar import Instance
+from coordexp.grammar import GEOMETRIES, Geometry, Instance
 
 _RESERVED = re.compile(r"<\|[^|<>]*\|>")
+# In a prompt: the place of the record's ``metadata.phrase``.
+PHRASE_FIELD: Final = "{phrase}"
+
+
+def ask(prompt: str, record: Record) -> str:
+    """The question about a record: ``prompt`` with the record's ``metadata.phrase`` in the place of ``{phrase}``.
+
+    Raises:
+        DataError: a prompt that asks for a phrase and a record without one, or one that holds a reserved token.
+    """
+    if PHRASE_FIELD not in prompt:
+        return prompt
+    phrase = record.metadata.get("phrase")
+    if not isinstance(phrase, str) or not phrase.strip():
+        raise DataError(
+            f"{record.source}: metadata.phrase: expected a text, got {'none' if phrase is None else repr(phrase)}: "
+            f"the prompt {prompt!r} asks for it"
+        )
+    if _RESERVED.search(phrase):
+        raise DataError(f"{record.source}: metadata.phrase: expected plain text, got {phrase!r}, which holds a reserved token")
+    return prompt.replace(PHRASE_FIELD, phrase)
 
 
 def record_instances(
-    record: Record, codec: CoordCodec, *, order: str = "sorted", seed: int = 0, epoch: int = 0
+    record: Record, codec: CoordCodec, *, geometry: AnswerGeometry = "recorded", order: str = "sorted", seed: int = 0, epoch: int = 0
 ) -> tuple[list[Instance], int]:
     """The record's objects as bins, in answer order, and how many boxes had to be reopened.
 
     Crowd regions are left out: they are no single object. ``sorted`` is by (y1, x1) of the bounding box; ``random``
-    is a pure function of ``seed``, ``epoch`` and image id. Polygons run in :func:`coordexp.boxes.polygon_order`.
+    is a pure function of ``seed``, ``epoch`` and image id. Polygons run in :func:`coordexp.boxes.polygon_order`. ``geometry``:
+    see :class:`coordexp.data.options.DataOptions`.
 
     Raises:
-        DataError: a description that holds a reserved token.
+        DataError: a description that holds a reserved token, or a point that is to be a box.
     """
-    made = [_instance(record, item, codec) for item in answer_objects(record, order=order, seed=seed, epoch=epoch)]
+    objects = answer_objects(record, order=order, seed=seed, epoch=epoch)
+    made = [_instance(record, item, codec, geometry) for item in objects]
     return [instance for instance, _ in made], sum(moved for _, moved in made)
+
+
+def answer_geometries(records: Iterable[Record], geometry: AnswerGeometry = "recorded") -> tuple[Geometry, ...]:
+    """The geometries that answers to these records hold, in the order of the grammar; without objects ``bbox_2d``."""
+    if geometry != "recorded":
+        return (geometry,)
+    found = {item.geometry for record in records for item in record.objects if not item.crowd}
+    return tuple(name for name in GEOMETRIES if name in found) or ("bbox_2d",)
 
 
 def answer_objects(record: Record, *, order: str = "sorted", seed: int = 0, epoch: int = 0) -> list[RecordObject]:
@@ -37,6 +72,21 @@ def answer_objects(record: Record, *, order: str = "sorted", seed: int = 0, epoc
     if order == "random":
         random.Random(f"{seed}:{epoch}:{record.image_id}").shuffle(objects)
     return objects
+
+
+def drawn_as(item: RecordObject, geometry: AnswerGeometry, source: str = "") -> RecordObject:
+    """The object as an answer writes it: as ``recorded``, its bounding box, or the centre of that.
+
+    Raises:
+        DataError: a point that is to be a box.
+    """
+    if geometry == "recorded" or geometry == item.geometry:
+        return item
+    if item.geometry == "point_2d":
+        raise DataError(f"{source}: a point_2d has no box: set data.geometry to recorded or point_2d, or give a box for {item.desc!r}")
+    x1, y1, x2, y2 = bounding_box(item.values)
+    values = (x1, y1, x2, y2) if geometry == "bbox_2d" else ((x1 + x2) / 2, (y1 + y2) / 2)
+    return replace(item, geometry=geometry, values=values)
 
 
 def answer_values(item: RecordObject) -> tuple[float, ...]:
@@ -51,7 +101,8 @@ def instance_pixels(instance: Instance, codec: CoordCodec, width: int, height: i
     return [float(codec.to_pixel(b, (width, height)[j % 2])) for j, b in enumerate(instance.bins)]
 
 
-def _instance(record: Record, item: RecordObject, codec: CoordCodec) -> tuple[Instance, bool]:
+def _instance(record: Record, recorded: RecordObject, codec: CoordCodec, geometry: AnswerGeometry) -> tuple[Instance, bool]:
+    item = drawn_as(recorded, geometry, record.source)
     if _RESERVED.search(item.desc):
         raise DataError(f"{record.source}: desc: expected plain text, got {item.desc!r}, which holds a reserved token")
     values = answer_values(item)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch.utils.data import Dataset
 
+from coordexp.data.answers import ask
 from coordexp.data.records import Record
 from coordexp.data.template import ChatTemplate, Example
 from coordexp.grammar import ROLE_CODES
@@ -34,7 +35,10 @@ class RecordDataset(Dataset[Example]):
     def lengths(self) -> list[int]:
         """Answer lengths in tokens, for grouping samples of similar length (images do not enter)."""
         grid = torch.tensor([[1, self.template.image_processor.merge_size, self.template.image_processor.merge_size]])
-        return [len(self.template.encode_answer(self.template.instances(r)[0], grid)["input_ids"]) for r in self.records]
+        return [
+            len(self.template.encode_answer(ask(self.template.prompt, r), self.template.instances(r)[0], grid)["input_ids"])
+            for r in self.records
+        ]
 
     def token_counts(self) -> list[int]:
         """Length in tokens of every sample, image placeholders included; no image is opened."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
-DEFAULT_PROMPT = "Locate every object."
+DEFAULT_PROMPT: Final = "Locate every object."
+AnswerGeometry = Literal["recorded", "bbox_2d", "point_2d"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SynthOptions:
     """Scenes of ``coordexp data synth``: square images of ``side`` pixels with min..max objects.
 
-    Size ranges are shares of the side. Splits draw disjoint seeds, so held-out scenes are new scenes.
+    Size ranges are shares of the side. Splits draw disjoint seeds, so held-out scenes are new scenes. ``task`` ``grounding``: every
+    record asks for one object of its scene, by ``metadata.phrase``; no two objects of a scene have the same description.
     """
 
     train: int = 8000
@@ -24,11 +26,14 @@ class SynthOptions:
     colors: tuple[str, ...] = ("red", "green", "blue", "yellow")
     shapes: tuple[str, ...] = ("circle", "square", "triangle")
     sizes: tuple[str, ...] = ("small", "medium", "large")
+    task: Literal["detection", "grounding"] = "detection"
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_objects <= self.max_objects:
             raise ValueError(f"data.synth.max_objects: expected at least min_objects={self.min_objects}, got {self.max_objects}")
+        if self.task == "grounding" and self.min_objects < 1:
+            raise ValueError("data.synth.min_objects: expected at least 1 for task='grounding', got 0: there must be an object to ask for")
         if self.side < 32:
             raise ValueError(f"data.synth.side: expected at least 32 pixels, got {self.side}")
         if min(self.train, self.val, self.test) < 1:
@@ -56,12 +61,17 @@ class PackingOptions:
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """``kind``: ``synth`` makes scenes; ``voc`` imports a Pascal VOC folder ``source`` (splits by its ImageSets);
-    ``jsonl`` reads ``source``/{train,val,test}.jsonl."""
+    ``jsonl`` reads ``source``/{train,val,test}.jsonl.
+
+    ``prompt`` may hold ``{phrase}``: there stands each record's ``metadata.phrase``. ``geometry``: how objects are written in answers;
+    ``recorded`` as they stand in the records, ``bbox_2d`` as their bounding box, ``point_2d`` as the centre of that.
+    """
 
     kind: Literal["synth", "voc", "jsonl"] = "jsonl"
     source: str | None = None
     synth: SynthOptions = field(default_factory=SynthOptions)
     prompt: str = DEFAULT_PROMPT
+    geometry: AnswerGeometry = "recorded"
     order: Literal["sorted", "random"] = "sorted"
     max_train: int | None = None
     max_val: int | None = None

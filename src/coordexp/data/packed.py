@@ -150,14 +150,23 @@ def plan_dataset(samples: RecordDataset, options: PackingOptions, *, seed: int) 
 def data_digest(records: Sequence[Record]) -> str:
     """Hash of what the records say; where their files lie does not enter."""
     return digest(
-        [[r.image_id, r.width, r.height, [[o.desc, o.geometry, [float(v) for v in o.values]] for o in r.objects]] for r in records]
+        [
+            [
+                r.image_id,
+                r.width,
+                r.height,
+                r.metadata.get("phrase"),
+                [[o.desc, o.geometry, [float(v) for v in o.values], o.crowd] for o in r.objects],
+            ]
+            for r in records
+        ]
     )
 
 
 def template_digest(template: ChatTemplate) -> str:
-    """Hash of chat template, prompt, coordinate convention and image size settings."""
+    """Hash of chat template, prompt, geometry, coordinate convention and image size settings."""
     processor = template.image_processor
     budget = [processor.size["shortest_edge"], processor.size["longest_edge"]]
     patches = [processor.patch_size, processor.merge_size, processor.temporal_patch_size]
     codec = [template.codec.num_bins, template.codec.convention]
-    return digest([template.tokenizer.chat_template, template.prompt, template.seed, codec, budget, patches])
+    return digest([template.tokenizer.chat_template, template.prompt, template.geometry, template.seed, codec, budget, patches])

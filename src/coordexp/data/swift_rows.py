@@ -16,9 +16,9 @@ from typing import Any, Final, Literal
 from PIL import Image
 
 from coordexp.codec import CONVENTIONS, CoordCodec
-from coordexp.data.answers import answer_objects, answer_values, record_instances
+from coordexp.data.answers import PHRASE_FIELD, answer_objects, answer_values, ask, drawn_as, record_instances
 from coordexp.data.images import load_image, orientation
-from coordexp.data.options import DEFAULT_PROMPT
+from coordexp.data.options import DEFAULT_PROMPT, AnswerGeometry
 from coordexp.data.records import Record, read_records, write_records
 from coordexp.data.staging import staged_folder
 from coordexp.errors import ConfigError, DataError
@@ -32,9 +32,10 @@ _PLAIN_MODES: Final = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
 
 @dataclass(frozen=True, kw_only=True)
 class SwiftExportOptions:
-    """``prompt``, ``convention`` and ``order`` must be those that the model is asked with later."""
+    """``prompt``, ``geometry`` (see ``DataOptions``), ``convention`` and ``order`` must be those that the model is asked with later."""
 
     prompt: str = DEFAULT_PROMPT
+    geometry: AnswerGeometry = "recorded"
     convention: str = "norm999"
     order: Literal["sorted", "random"] = "sorted"
     seed: int = 0
@@ -51,34 +52,40 @@ class SwiftExportOptions:
 
 @dataclass(frozen=True)
 class SwiftExport:
-    """``splits``: rows by file; ``adjusted``: boxes kept open by a bin; ``copied``: images that had to be written anew."""
+    """``splits``: rows by file; ``adjusted``: boxes kept open by a bin; ``copied``: images that had to be written anew; ``unasked``:
+    records with a phrase that the prompt does not ask for."""
 
     splits: dict[str, int]
     objects: int
     crowd: int
     adjusted: int
     copied: int
+    unasked: int
 
 
 def swift_row(record: Record, codec: CoordCodec, options: SwiftExportOptions, image: Path) -> tuple[dict[str, Any], int]:
     """The row of a record, and how many boxes had to be kept open.
 
     Raises:
-        DataError: a description with something in it that ms-swift would replace.
+        DataError: a description or phrase with something in it that ms-swift would replace.
     """
-    instances, adjusted = record_instances(record, codec, order=options.order, seed=options.seed)
+    instances, adjusted = record_instances(record, codec, geometry=options.geometry, order=options.order, seed=options.seed)
+    question = ask(options.prompt, record)
+    if any(token in question for token in PLACEHOLDERS):
+        raise DataError(f"{record.source}: metadata.phrase: expected plain text, got {question!r}: ms-swift would replace a part of it")
     refs: list[str] = []
     boxes: list[list[float]] = []
     for item in answer_objects(record, order=options.order, seed=options.seed):
         held = [token for token in PLACEHOLDERS if token in item.desc]
         if held:
             raise DataError(f"{record.source}: desc: expected plain text, got {item.desc!r}: ms-swift would replace {held[0]}")
+        item = drawn_as(item, options.geometry, record.source)
         values = [int(v) if v.is_integer() else v for v in answer_values(item)]
         parts = [values] if item.geometry == "bbox_2d" else [values[i : i + 2] for i in range(0, len(values), 2)]
         refs += [item.desc] * len(parts)
         boxes += parts
     messages = [
-        {"role": "user", "content": f"<image>{options.prompt}"},
+        {"role": "user", "content": f"<image>{question}"},
         {"role": "assistant", "content": render(instances).text},
     ]
     return {"messages": messages, "images": [str(image)], "objects": {"ref": refs, "bbox": boxes, "bbox_type": "real"}}, adjusted
@@ -113,7 +120,9 @@ def export_swift(
             write_records(folder / f"{name}.jsonl", writer.rows(records, folder / "images"))
     kept = [item for records in read.values() for record in records for item in record.objects]
     crowd = sum(item.crowd for item in kept)
-    return SwiftExport({name: len(records) for name, records in read.items()}, len(kept) - crowd, crowd, writer.adjusted, writer.copied)
+    phrases = 0 if PHRASE_FIELD in options.prompt else sum("phrase" in r.metadata for records in read.values() for r in records)
+    rows = {name: len(records) for name, records in read.items()}
+    return SwiftExport(rows, len(kept) - crowd, crowd, writer.adjusted, writer.copied, phrases)
 
 
 class _Writer:

@@ -130,10 +130,15 @@ def write_scenes(
 
 def _write_scene(folder: Path, name: str, seed: int, options: SynthOptions) -> dict[str, Any]:
     image, objects = make_scene(seed, options)
+    metadata: dict[str, Any] = {"seed": seed}
+    if options.task == "grounding":
+        # A stream of its own: the scene stays what make_scene makes of the seed.
+        objects = [objects[int(np.random.default_rng([seed, 1]).integers(len(objects)))]]
+        metadata["phrase"] = objects[0]["desc"]
     # Noise hardly compresses: a higher level costs time and saves little.
     image.save(folder / "images" / f"{name}.png", compress_level=1)
     size = {"width": options.side, "height": options.side}
-    return {"images": [f"images/{name}.png"], **size, "objects": objects, "image_id": name, "metadata": {"seed": seed}}
+    return {"images": [f"images/{name}.png"], **size, "objects": objects, "image_id": name, "metadata": metadata}
 
 
 def _check_names(options: SynthOptions) -> None:
@@ -167,7 +172,7 @@ def _layout(rng: np.random.Generator, count: int, options: SynthOptions) -> list
         placed: list[tuple[str, _Box]] = []
         for _ in range(count):
             found = _place(rng, [box for _, box in placed], options)
-            if found is not None:
+            if found is not None and (options.task == "detection" or found[0] not in {desc for desc, _ in placed}):
                 placed.append(found)
         if len(placed) >= options.min_objects:
             return placed

@@ -7,12 +7,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from coordexp.codec import CoordCodec
-from coordexp.data.answers import record_instances
-from coordexp.data.options import DEFAULT_PROMPT
+from coordexp.data.answers import ask, record_instances
+from coordexp.data.options import DEFAULT_PROMPT, AnswerGeometry
 from coordexp.data.records import Record, open_image
 from coordexp.errors import ConfigError, DataError
 from coordexp.grammar import ROLE_CODES, Instance, render, token_roles
@@ -50,15 +49,18 @@ class Example:
     adjusted_boxes: int = 0
 
 
-def build_messages(prompt: str, answer: str | None = None) -> list[dict[str, Any]]:
+def build_messages(question: str, answer: str | None = None) -> list[dict[str, Any]]:
     """Chat messages: image first, then text; with ``answer``, the assistant's turn too."""
-    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
+    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
     return [user] if answer is None else [user, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """Renders and tokenises. ``order='random'`` is a pure function of ``seed``, epoch and image id."""
+    """Renders and tokenises. ``order='random'`` is a pure function of ``seed``, epoch and image id.
+
+    ``prompt`` and ``geometry``: see :class:`coordexp.data.options.DataOptions`.
+    """
 
     tokenizer: Any
     image_processor: Any
@@ -66,15 +68,16 @@ class ChatTemplate:
     prompt: str = DEFAULT_PROMPT
     order: str = "sorted"
     seed: int = 0
+    geometry: AnswerGeometry = "recorded"
 
     def instances(self, record: Record, epoch: int = 0) -> tuple[list[Instance], int]:
         """The record's objects as bins, in answer order, and how many boxes had to be reopened."""
-        return record_instances(record, self.codec, order=self.order, seed=self.seed, epoch=epoch)
+        return record_instances(record, self.codec, geometry=self.geometry, order=self.order, seed=self.seed, epoch=epoch)
 
-    def encode_prompt(self, image: Image.Image) -> Prompt:
-        """Prompt up to and including the assistant's header, with its image placeholders."""
-        features = self.image_processor(images=[image], return_tensors="pt")
-        text = self._expand(self._chat(build_messages(self.prompt), generate=True), features["image_grid_thw"])
+    def encode_prompt(self, record: Record) -> Prompt:
+        """The record's image and question, up to and including the assistant's header; its objects are not looked at."""
+        features = self.image_processor(images=[open_image(record)], return_tensors="pt")
+        text = self._expand(self._chat(build_messages(ask(self.prompt, record)), generate=True), features["image_grid_thw"])
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return Prompt(ids, features["pixel_values"], features["image_grid_thw"])
 
@@ -83,7 +86,7 @@ class ChatTemplate:
         instances, adjusted = self.instances(record, epoch)
         features = self.image_processor(images=[open_image(record)], return_tensors="pt")
         grid = features["image_grid_thw"]
-        tokens = self.encode_answer(instances, grid)
+        tokens = self.encode_answer(ask(self.prompt, record), instances, grid)
         self._check_roles(tokens, record)
         return Example(
             **tokens,
@@ -111,16 +114,16 @@ class ChatTemplate:
                     "change the description, or check that the tokenizer keeps coordinate tokens whole"
                 )
 
-    def encode_answer(self, instances: list[Instance], grid: Tensor) -> dict[str, Any]:
-        """``input_ids``, ``roles``, ``centers``, ``extents`` and ``slots`` of prompt and answer.
+    def encode_answer(self, question: str, instances: list[Instance], grid: Tensor) -> dict[str, Any]:
+        """``input_ids``, ``roles``, ``centers``, ``extents`` and ``slots`` of question and answer.
 
         Raises:
             ConfigError: a chat template whose full text does not start with its prompt, or a tokenizer
                 that joins the two.
         """
         rendered = render(instances)
-        prompt = self._expand(self._chat(build_messages(self.prompt), generate=True), grid)
-        whole = self._expand(self._chat(build_messages(self.prompt, rendered.text), generate=False), grid)
+        prompt = self._expand(self._chat(build_messages(question), generate=True), grid)
+        whole = self._expand(self._chat(build_messages(question, rendered.text), generate=False), grid)
         end_of_turn = self.tokenizer.eos_token
         expected = prompt + rendered.text + end_of_turn
         if not whole.startswith(expected):

@@ -19,12 +19,13 @@ LEAST_PROBABILITY: Final = 1e-4
 
 
 def write_distributions(folder: Path, start: int, found: Sequence[tuple[str, Sequence[Tensor]]], *, num_bins: int) -> None:
-    """Write ``<start>.npz``, ``start`` being the index of the batch's first record; ``found`` are image ids with ``[4, K]`` per object.
+    """Write ``<start>.npz``, ``start`` being the index of the batch's first record; ``found`` are image ids with ``[S, K]`` per
+    object, S its number of values.
 
     Sparse rows: row r has the bins ``bins[indptr[r]:indptr[r + 1]]`` with the probabilities ``probs`` (float16), at
     least ``LEAST_PROBABILITY`` each; ``rest`` is what was left out. ``image``, ``object``, ``slot`` say whose it is.
     """
-    rows = [(n, o, s, p[s]) for n, (_, objects) in enumerate(found) for o, p in enumerate(objects) for s in range(4)]
+    rows = [(n, o, s, p[s]) for n, (_, objects) in enumerate(found) for o, p in enumerate(objects) for s in range(len(p))]
     kept = [(p >= LEAST_PROBABILITY).nonzero().squeeze(1) for *_, p in rows]
     probs = [p[bins] for (*_, p), bins in zip(rows, kept, strict=True)]
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +37,7 @@ def write_distributions(folder: Path, start: int, found: Sequence[tuple[str, Seq
             num_bins=np.array(num_bins),
             image=np.array([r[0] for r in rows], dtype=np.int32),
             object=np.array([r[1] for r in rows], dtype=np.int32),
-            slot=np.array([r[2] for r in rows], dtype=np.int8),
+            slot=np.array([r[2] for r in rows], dtype=np.int16),
             indptr=np.cumsum([0, *map(len, kept)], dtype=np.int64),
             bins=torch.cat(kept).numpy().astype(np.uint16) if kept else np.zeros(0, np.uint16),
             probs=torch.cat(probs).numpy().astype(np.float16) if probs else np.zeros(0, np.float16),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from coordexp import distribution
 from coordexp.codec import CoordCodec
-from coordexp.data.records import Record, open_image
+from coordexp.data.answers import ask
+from coordexp.data.records import Record
 from coordexp.data.template import ChatTemplate, Prompt
 from coordexp.decode.automaton import AnswerGrammar
 from coordexp.decode.distributions import write_distributions
@@ -25,7 +26,7 @@ from coordexp.decode.output import Output, Workers
 from coordexp.decode.scores import Calibration, calibrated, distribution_score, token_score
 from coordexp.decode.tokens import token_bytes, token_spans
 from coordexp.errors import ConfigError, DataError
-from coordexp.grammar import COORD_TOKEN, parse
+from coordexp.grammar import COORD_TOKEN, Geometry, parse
 from coordexp.vocab.coord_vocab import CoordVocab
 
 # Called after each batch with images done, images in all, boxes found since the start.
@@ -58,6 +59,7 @@ def predict(
     vocab: CoordVocab,
     options: DecodeOptions,
     settings: dict[str, Any] | None = None,
+    geometries: Sequence[Geometry] = ("bbox_2d",),
     calibration: Calibration | None = None,
     overwrite: bool = False,
     workers: Workers | None = None,
@@ -65,21 +67,26 @@ def predict(
 ) -> Predicted:
     """Write one row a record, in order. Every finished batch is on disk; a killed prediction goes on where it stopped.
 
-    Rows hold pixels: ``bbox_2d`` by ``options.readout``, and every readout under ``readouts``. An image that cannot
-    be used is a row with its ``error``. ``settings`` are what else the rows depend on (model, data, prompt):
-    a file begun with others is refused.
+    Rows hold pixels: ``bbox_2d`` (or another of ``geometries``, what an answer's objects may be) by ``options.readout``, and every
+    readout under ``readouts``. An image that cannot be used is a row with its ``error``. ``settings`` are what else the rows
+    depend on (model, data, prompt): a file begun with others is refused.
 
     Raises:
-        ConfigError: an ``out`` made with other settings, without ``overwrite``.
+        ConfigError: an ``out`` made with other settings, without ``overwrite``; a calibration of boxes for other geometries.
+        DataError: a record without the phrase that the prompt asks for.
     """
     workers = workers or Workers()
-    job = _Job(template, options, calibration, token_bytes(template.tokenizer), _generator(model, template.tokenizer, vocab, options))
+    if calibration is not None and tuple(geometries) != ("bbox_2d",):
+        raise ConfigError(f"--calibrate: the scores of boxes are calibrated, this model writes {', '.join(geometries)}")
+    generator = _generator(model, template.tokenizer, vocab, options, geometries)
+    job = _Job(template, options, calibration, token_bytes(template.tokenizer), generator, tuple(geometries))
+    asked = {"geometries": list(geometries), "questions_sha256": questions_sha256(template, records)}
     output = Output(out, workers)
     with ExitStack() as held:
         fault = None
         if workers.rank == 0:
             try:
-                output.prepare(settings_of(records, options, settings or {}, calibration, workers), overwrite=overwrite)
+                output.prepare(settings_of(records, options, asked | (settings or {}), calibration, workers), overwrite=overwrite)
                 held.enter_context(output.alone())
             except ConfigError as error:
                 fault = str(error)
@@ -122,18 +129,33 @@ def settings_of(
     records: Sequence[Record], options: DecodeOptions, given: dict[str, Any], calibration: Calibration | None, workers: Workers
 ) -> dict[str, Any]:
     """What the rows depend on. The batch size is not part of it: it may be lowered to go on."""
-    ids = hashlib.sha256("\n".join(f"{r.image_id}\t{r.image.name}\t{r.width}\t{r.height}" for r in records).encode()).hexdigest()
+    ids = _sha256(f"{r.image_id}\t{r.image.name}\t{r.width}\t{r.height}" for r in records)
     decode = {name: value for name, value in asdict(options).items() if name != "batch_size"}
     fitted = None if calibration is None else asdict(calibration)
     return {**given, **decode, "calibration": fitted, "images_sha256": ids, "images": len(records), "processes": workers.world}
 
 
-def _generator(model: Any, tokenizer: Any, vocab: CoordVocab, options: DecodeOptions) -> Generator:
+def questions_sha256(template: ChatTemplate, records: Sequence[Record]) -> str:
+    """Of what is asked about the records.
+
+    Raises:
+        DataError: a record without the phrase that the prompt asks for.
+    """
+    return _sha256(ask(template.prompt, record) for record in records)
+
+
+def _sha256(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _generator(
+    model: Any, tokenizer: Any, vocab: CoordVocab, options: DecodeOptions, geometries: Sequence[Geometry]
+) -> Generator:  # fmt: skip
     return Generator(
         model=model,
         tokenizer=tokenizer,
         vocab=vocab,
-        grammar=AnswerGrammar(tokenizer, vocab) if options.constrained else None,
+        grammar=AnswerGrammar(tokenizer, vocab, geometries=geometries) if options.constrained else None,
         max_new_tokens=options.max_new_tokens,
         max_objects=options.max_objects,
         temperature=options.temperature,
@@ -149,6 +171,7 @@ class _Job:
     calibration: Calibration | None
     table: list[bytes]
     generator: Generator
+    geometries: tuple[Geometry, ...]
 
     def batch(self, records: Sequence[Record]) -> tuple[list[dict[str, Any]], list[tuple[str, list[Tensor]]]]:
         prompts: list[Prompt] = []
@@ -156,7 +179,7 @@ class _Job:
         rows: dict[str, dict[str, Any]] = {}
         for record in records:
             try:
-                prompts.append(self.template.encode_prompt(open_image(record)))
+                prompts.append(self.template.encode_prompt(record))
                 usable.append(record)
             except (DataError, ValueError) as error:  # ValueError: shapes the image processor refuses
                 rows[record.image_id] = _row(record, [], error=" ".join(str(error).split()))
@@ -164,7 +187,7 @@ class _Job:
         seeds = [_seed(self.options.seed, record.image_id) for record in usable]
         for record, answer in zip(usable, self.generator(prompts, seeds=seeds) if prompts else [], strict=True):
             row, distributions[record.image_id] = read_answer(
-                record, answer, self.table, self.generator.vocab, self.template.codec, self.options
+                record, answer, self.table, self.generator.vocab, self.template.codec, self.options, self.geometries
             )
             rows[record.image_id] = row if self.calibration is None else calibrated(row, self.calibration)
         return [rows[record.image_id] for record in records], list(distributions.items())
@@ -182,11 +205,12 @@ def _row(record: Record, objects: list[dict[str, Any]], *, error: str | None = N
 
 
 def read_answer(
-    record: Record, answer: Generated, table: Sequence[bytes], vocab: CoordVocab, codec: CoordCodec, options: DecodeOptions
-) -> tuple[dict[str, Any], list[Tensor]]:
-    """The JSON row of one answer, and the distributions ``[4, K]`` of its boxes.
+    record: Record, answer: Generated, table: Sequence[bytes], vocab: CoordVocab, codec: CoordCodec, options: DecodeOptions,
+    geometries: Sequence[Geometry] = ("bbox_2d",),
+) -> tuple[dict[str, Any], list[Tensor]]:  # fmt: skip
+    """The JSON row of one answer, and the distributions ``[S, K]`` of its objects, S their values.
 
-    Boxes that are not ``bbox_2d``, and values spelled out in other tokens than the coordinates' own, are counted
+    Objects of other ``geometries``, and values spelled out in other tokens than the coordinates' own, are counted
     under ``problems`` and left out. Left out is also, in constrained decoding, the repeated object that ended the list.
     """
     text, spans = token_spans(answer.token_ids, table)
@@ -203,13 +227,13 @@ def read_answer(
     count = len(parsed.instances) - (answer.stopped == "duplicate")
     for instance, where, written in list(zip(parsed.instances, parsed.coord_index, parsed.desc_spans, strict=True))[:count]:
         known = [rows_at[characters[n]] for n in where if characters[n] in rows_at]
-        fault = "not_a_box" if instance.geometry != "bbox_2d" else "spelled_value" if len(known) < 4 else None
+        fault = "other_geometry" if instance.geometry not in geometries else "spelled_value" if len(known) < len(where) else None
         if fault is not None:
             problems[fault] = problems.get(fault, 0) + 1
             continue
-        positions, back = read_box(p[known], instance.bins, ordered=options.constrained)
+        positions, back = read_values(p[known], instance.bins, ordered=options.constrained and instance.geometry == "bbox_2d")
         reverted += back[options.readout]
-        item: dict[str, Any] = {"desc": instance.desc, "bbox_2d": _pixels(positions[options.readout], record, codec)}
+        item: dict[str, Any] = {"desc": instance.desc, instance.geometry: _pixels(positions[options.readout], record, codec)}
         if options.score != "none":
             desc = [v for v, span in zip(answer.log_probs, spans, strict=True) if v is not None and _overlaps(span, written)]
             coords = [v for row in known if (v := answer.log_probs[places[row]]) is not None]
@@ -228,10 +252,10 @@ def read_answer(
     ), distributions
 
 
-def read_box(p: Tensor, bins: Sequence[int], *, ordered: bool) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Positions ``[4]`` of one box by every readout, of distributions ``[4, K]``; ``argmax`` is the written bins.
+def read_values(p: Tensor, bins: Sequence[int], *, ordered: bool) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Positions ``[S]`` of one object by every readout, of distributions ``[S, K]``; ``argmax`` is the written bins.
 
-    Each edge is read from its own distribution, taken before any constraint, so refined edges can cross. With
+    Each value is read from its own distribution, taken before any constraint, so refined edges of a box can cross. With
     ``ordered`` an axis whose edges do is given its written bins, which do not; the second dict counts such axes.
     """
     found = {name: read(p).tolist() for name, read in distribution.READOUTS.items()} | {"argmax": [float(k) for k in bins]}
@@ -258,5 +282,4 @@ def _overlaps(span: tuple[int, int], written: tuple[int, int]) -> bool:
 
 
 def _pixels(bins: Sequence[float], record: Record, codec: CoordCodec) -> list[float]:
-    sides = (record.width, record.height, record.width, record.height)
-    return [float(codec.to_pixel(b, side)) for b, side in zip(bins, sides, strict=True)]
+    return [float(codec.to_pixel(b, (record.width, record.height)[j % 2])) for j, b in enumerate(bins)]

@@ -41,7 +41,7 @@ def token_score(desc: Sequence[float], coords: Sequence[float]) -> float:
 
 
 def distribution_score(desc: Sequence[float], p: Tensor, positions: Tensor, *, half_width: int = HALF_WIDTH) -> float:
-    """Window mass of the coordinates ``p`` ``[4, K]`` around ``positions`` ``[4]``, times the description's probability."""
+    """Window mass of the coordinates ``p`` ``[S, K]`` around ``positions`` ``[S]``, times the description's probability."""
     near = (torch.arange(p.shape[1], device=p.device)[None] - positions[:, None]).abs() <= half_width
     return float((p * near).sum(dim=-1).clamp_max(1.0).prod()) * math.exp(sum(desc))
 
@@ -112,6 +112,9 @@ def fit_calibration(predictions: Path, records: Path, *, iou: float = 0.5) -> Ca
             f"{unknown[0].source}: image {unknown[0].image_id!r} is not in {records.name}: calibrate with the records that were predicted"
         )
     scored = [row for row in rows if row.objects]
+    other = next((row for row in scored if any(item.geometry == "point_2d" for item in row.objects)), None)
+    if other is not None:
+        raise ComparisonError(f"{other.source}: holds a point_2d: the scores of boxes are calibrated, by their IoU")
     if not scored:
         raise DataError(f"{predictions}: no box to calibrate on")
     source = scored[0].score_source

@@ -172,7 +172,10 @@ def _check_contract(folders: Folders) -> tuple[CheckpointManifest | None, Check]
         problem = f"codec.num_bins: {manifest.convention} has {CONVENTIONS[manifest.convention].bins}, got {manifest.num_bins}"
     if problem is not None:
         return None, Check(name, "fail", f"{where / CHECKPOINT_MANIFEST}: {problem}", "take the file of the run that made this checkpoint")
-    seen = f"{manifest.convention}, {manifest.num_bins} bins from id {manifest.coord_start}, prompt {manifest.prompt!r}, {manifest.order}"
+    seen = (
+        f"{manifest.convention}, {manifest.num_bins} bins from id {manifest.coord_start}, prompt {manifest.prompt!r}, "
+        f"{', '.join(manifest.geometries)}, {manifest.order}"
+    )
     return manifest, Check(name, "ok", seen)
 
 

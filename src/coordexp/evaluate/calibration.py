@@ -33,8 +33,9 @@ def calibration_metrics(
     """``{x1,y1,x2,y2,all}.{coverage_50,80,90,95, pit_ks, pit_mean, n}``, ``pit_histogram.<0..9>`` (shares) and ``rest_mean``.
 
     Over the edges of matched pairs only (see :func:`coordexp.evaluate.localisation.matched_pairs`): a box that met nothing has no
-    true edge, so these numbers are a little too good. ``coverage_L``: the share with ``|PIT - .5| <= L/200``; ``pit_ks``: the largest
-    distance of PIT's distribution function from the uniform one.
+    true edge, so these numbers are a little too good. A polygon's edges have no distributions: it is left out.
+    ``coverage_L``: the share with ``|PIT - .5| <= L/200``; ``pit_ks``: the largest distance of PIT's distribution function from the
+    uniform one.
 
     Raises:
         DataError: a matched box without its distributions, or distributions over another number of bins.
@@ -46,6 +47,8 @@ def calibration_metrics(
         sides = (sample.width, sample.height, sample.width, sample.height)
         rows = by_image.get(sample.image_id, {})
         for p, t in zip(predicted.tolist(), true.tolist(), strict=True):
+            if (p, len(SLOTS)) in rows:
+                continue  # more values than a box has
             for s, name in enumerate(SLOTS):
                 row = rows.get((p, s))
                 if row is None or not row.probs.sum() > 0:

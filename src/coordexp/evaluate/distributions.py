@@ -1,8 +1,8 @@
 """The coordinate distributions that ``coordexp predict --save-distributions`` leaves beside a prediction file. NumPy only.
 
 A folder ``<file>.distributions`` of ``*.npz`` with ``image_ids``, ``num_bins`` and, for each of R rows, ``image`` (index into
-``image_ids``), ``object``, ``slot`` (0..3 for x1, y1, x2, y2); row r has the bins ``bins[indptr[r]:indptr[r + 1]]`` with the
-probabilities ``probs``, and ``rest [R]`` is the probability that was left out.
+``image_ids``), ``object``, ``slot`` (0..3 for x1, y1, x2, y2; of points and polygons x and y in turn); row r has the bins
+``bins[indptr[r]:indptr[r + 1]]`` with the probabilities ``probs``, and ``rest [R]`` is the probability that was left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from coordexp.errors import DataError
 
 _FIELDS: Final = ("image_ids", "num_bins", "image", "object", "slot", "indptr", "bins", "probs", "rest")
-_SLOTS: Final = 4
+_BOX_SLOTS: Final = 4
 
 
 class SlotDistribution(NamedTuple):
@@ -44,9 +44,10 @@ class SavedDistributions:
         return 1 + max((item for item, _ in self.rows), default=-1)
 
     def dense(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """``probs [objects, 4, num_bins]``, 0 where nothing was kept, and ``rest [objects, 4]``."""
-        probs = np.zeros((self.objects, _SLOTS, self.num_bins))
-        rest = np.zeros((self.objects, _SLOTS))
+        """``probs [objects, S, num_bins]``, 0 where nothing was kept, and ``rest [objects, S]``; S is 4, more only with polygons."""
+        slots = max([_BOX_SLOTS, *(slot + 1 for _, slot in self.rows)])
+        probs = np.zeros((self.objects, slots, self.num_bins))
+        rest = np.zeros((self.objects, slots))
         for (item, slot), row in self.rows.items():
             probs[item, slot, row.bins] = row.probs
             rest[item, slot] = row.rest
@@ -99,7 +100,7 @@ def _fault(content: dict[str, Any]) -> str | None:
         return f"{len(ends) - 1} rows of bins for {count} coordinates"
     if int(ends[0]) != 0 or int(ends[-1]) != len(bins) or len(bins) != len(content["probs"]) or bool((np.diff(ends) < 0).any()):
         return "bins that do not fill the rows"
-    for name, limit in (("image", len(content["image_ids"])), ("slot", _SLOTS), ("bins", int(content["num_bins"])), ("object", 2**31)):
+    for name, limit in (("image", len(content["image_ids"])), ("slot", 2**15), ("bins", int(content["num_bins"])), ("object", 2**31)):
         values = content[name]
         if len(values) and not 0 <= int(values.min()) <= int(values.max()) < limit:
             return f"{name} {int(values.min())} to {int(values.max())}, where {limit - 1} is the last"

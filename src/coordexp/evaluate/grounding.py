@@ -103,8 +103,10 @@ def _iou(item: PredictedObject | None, readout: str, box: tuple[float, float, fl
     return float(iou_matrix(as_boxes([found]), as_boxes([box]))[0, 0])
 
 
-def pointing_scores(rows: Sequence[Prediction], truth: Sequence[Record]) -> Scores:
+def pointing_scores(rows: Sequence[Prediction], truth: Sequence[Record], readouts: Sequence[str]) -> Scores:
     """``acc``: the share of records whose answer is a point inside the box or the polygon, edges included; ``answered`` and ``n``.
+
+    ``<readout>.acc`` is the same for the points of other readouts than the file's own.
 
     Raises:
         ComparisonError: a referred object that is a point.
@@ -112,17 +114,27 @@ def pointing_scores(rows: Sequence[Prediction], truth: Sequence[Record]) -> Scor
     for record in truth:
         _region_box(record)
     chosen = [answer(row) for row in rows]
-    hits = [item is not None and inside(item.values, record.objects[0]) for item, record in zip(chosen, truth, strict=True)]
-    values = np.array(hits, dtype=np.float64)
-    metrics: dict[str, float | int | None] = {
-        "acc": float(values.mean()),
-        "answered": sum(item is not None for item in chosen) / len(rows),
-        "n": len(rows),
-    }
-    return Scores(metrics, {"acc": Ratio(values[:, None], np.ones((len(rows), 1)))}, [{"hit": hit} for hit in hits])
+    metrics: dict[str, float | int | None] = {"answered": sum(item is not None for item in chosen) / len(rows), "n": len(rows)}
+    statistics: dict[str, Ratio] = {}
+    images: list[dict[str, Any]] = [{} for _ in rows]
+    for readout in readouts:
+        pairs = zip(chosen, truth, strict=True)
+        hits = [item is not None and inside(_point(item, readout), record.objects[0]) for item, record in pairs]
+        own = readout == FILE_READOUT
+        key = "acc" if own else f"{readout}.acc"
+        metrics[key] = sum(hits) / len(hits)
+        statistics[key] = Ratio(np.array(hits, dtype=np.float64)[:, None], np.ones((len(rows), 1)))
+        for entry, hit in zip(images, hits, strict=True):
+            entry["hit" if own else f"hit_{readout}"] = hit
+    return Scores(metrics, statistics, images)
 
 
-def inside(point: Sequence[float], region: RecordObject) -> bool:
+def _point(item: PredictedObject, readout: str) -> tuple[float, float]:
+    x, y, _, _ = item.box if readout == FILE_READOUT else item.readouts[readout]
+    return x, y
+
+
+def inside(point: tuple[float, float], region: RecordObject) -> bool:
     """Whether a point lies in a box or a polygon (even-odd rule), edges included."""
     x, y = point
     x1, y1, x2, y2 = bounding_box(region.values)

@@ -70,6 +70,7 @@ def _answers() -> Iterator[str]:
         yield from (f"grounding.{readout}.{key}" for key in (*(f"acc.{end}" for end in ACCURACY), "mean_iou"))
     yield from (f"{task}.{key}" for task in ("grounding", "pointing") for key in ("answered", "n"))
     yield "pointing.acc"
+    yield from (f"pointing.{readout}.acc" for readout in READOUT_NAMES)
     yield from (f"health.{key}" for key in HEALTH)
 
 

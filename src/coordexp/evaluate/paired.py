@@ -39,7 +39,7 @@ def image_ratios(predictions: Path, records: Path, *, convention: str, renamed: 
             f"grounding.{key}": ratio for key, ratio in grounding_scores(joined.rows, joined.truth, joined.readouts).statistics.items()
         }
     if joined.task == "pointing":
-        found |= {f"pointing.{key}": ratio for key, ratio in pointing_scores(joined.rows, joined.truth).statistics.items()}
+        found |= {f"pointing.{key}": ratio for key, ratio in pointing_scores(joined.rows, joined.truth, joined.readouts).statistics.items()}
     stated = np.array([states_parsing(row) for row in joined.rows], dtype=np.float64)
     clean = np.array([states_parsing(row) and is_clean(row) for row in joined.rows], dtype=np.float64)
     return found | {"health.parse_rate": Ratio(clean[:, None], stated[:, None])}

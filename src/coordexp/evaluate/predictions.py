@@ -21,7 +21,8 @@ Box = tuple[float, float, float, float]
 class PredictedObject:
     """One predicted object. ``box`` is ``bbox_2d`` as it stands; ``readouts`` are other readings of the same four slots.
 
-    Of a polygon or a point (``geometry``, ``values`` as written) ``box`` is the bounding box; a point's overlaps with nothing.
+    Of a polygon or a point (``geometry``, ``values`` as written) ``box`` and ``readouts`` are bounding boxes; a point's overlaps with
+    nothing.
     All boxes are ``(x1, y1, x2, y2)`` in pixels and finite. They may be reversed or lie outside the image
     (a refined edge can cross its partner); such a box overlaps with nothing, and counts as a false positive.
     """
@@ -172,12 +173,16 @@ class _Row:
         values = self.values(geometry, f"{field}.{geometry}", item[geometry])
         return PredictedObject(
             desc=desc,
-            box=(values[0], values[1], values[2], values[3]) if geometry == "bbox_2d" else bounding_box(values),
+            box=self.bounds(geometry, f"{field}.{geometry}", item[geometry]),
             score=None if score is None else self.number(f"{field}.score", score),
-            readouts={name: self.box(f"{field}.readouts.{name}", box) for name, box in readouts.items()},
+            readouts={name: self.bounds(geometry, f"{field}.readouts.{name}", found) for name, found in readouts.items()},
             geometry=geometry,
             values=values,
         )
+
+    def bounds(self, geometry: Geometry, field: str, value: Any) -> Box:
+        """A box as it stands, reversed or not; of other geometries the bounding box."""
+        return self.box(field, value) if geometry == "bbox_2d" else bounding_box(self.values(geometry, field, value))
 
     def values(self, geometry: Geometry, field: str, value: Any) -> tuple[float, ...]:
         if geometry == "bbox_2d":

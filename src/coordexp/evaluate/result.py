@@ -146,7 +146,7 @@ def _referred(
 ) -> Scores | None:
     if task == "detection":
         return None
-    found = pointing_scores(rows, truth) if task == "pointing" else grounding_scores(rows, truth, readouts)
+    found = pointing_scores(rows, truth, readouts) if task == "pointing" else grounding_scores(rows, truth, readouts)
     results.update({f"{task}.{key}": value for key, value in found.metrics.items()})
     named: dict[str, Ratio] = {f"{task}.{key}": value for key, value in found.statistics.items()}
     return Scores(found.metrics, named, found.images)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from coordexp.errors import ConfigError
+from coordexp.grammar import GEOMETRIES, Geometry
 
 CHECKPOINT_MANIFEST: Final = "coordexp.json"
 GRAMMAR: Final = "coord_json"
@@ -23,9 +24,9 @@ class CheckpointManifest:
     """The contract of a checkpoint.
 
     ``convention`` and ``num_bins`` are the codec's, ``coord_start`` is the token id of bin 0; ``grammar`` and ``order``
-    are those of the answer; ``min_pixels`` and ``max_pixels`` bound the area of the resized image. ``versions`` are
-    those of the packages that made it. An export adds ``sources`` (SHA-256 by file name) and ``export`` (how, and the
-    measured difference).
+    are those of the answer, ``geometries`` what its objects may be; ``min_pixels`` and ``max_pixels`` bound the area of the
+    resized image. ``versions`` are those of the packages that made it. An export adds ``sources`` (SHA-256 by file name)
+    and ``export`` (how, and the measured difference).
     """
 
     convention: str
@@ -36,6 +37,7 @@ class CheckpointManifest:
     min_pixels: int
     max_pixels: int
     grammar: str = GRAMMAR
+    geometries: tuple[Geometry, ...] = ("bbox_2d",)
     versions: dict[str, str] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     export: dict[str, Any] = field(default_factory=dict)
@@ -45,7 +47,7 @@ class CheckpointManifest:
         content: dict[str, Any] = {
             "schema": SCHEMA,
             "codec": {"convention": self.convention, "num_bins": self.num_bins, "coord_start": self.coord_start},
-            "grammar": {"name": self.grammar, "order": self.order},
+            "grammar": {"name": self.grammar, "order": self.order, "geometries": list(self.geometries)},
             "prompt": self.prompt,
             "pixels": {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels},
             "versions": self.versions,
@@ -95,11 +97,14 @@ def read_checkpoint_manifest(folder: Path) -> CheckpointManifest | None:
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ConfigError(f"{path}: {dotted}: expected {'text' if kind is str else 'a whole number'}, got {value!r}")
         values[name] = value
+    geometries = content["grammar"].get("geometries", ["bbox_2d"])  # folders from before there was a choice hold boxes
+    if not isinstance(geometries, list) or not geometries or set(map(str, geometries)) - set(GEOMETRIES):
+        raise ConfigError(f"{path}: grammar.geometries: expected some of {', '.join(GEOMETRIES)}, got {geometries!r}")
     extra: dict[str, Any] = {key: content.get(key, {}) for key in ("versions", "sources", "export")}
     wrong = [key for key, value in extra.items() if not isinstance(value, dict)]
     if wrong:
         raise ConfigError(f"{path}: {wrong[0]}: expected an object, got {extra[wrong[0]]!r}")
-    return CheckpointManifest(**values, **extra)
+    return CheckpointManifest(**values, **extra, geometries=tuple(geometries))
 
 
 def check_contract(

@@ -21,7 +21,7 @@ EXPECTED: Final[Mapping[str, str]] = {
     "bin_out_of_range": "coordinates of the grid",
     "degenerate_box": "x1 < x2 and y1 < y2",
     "trailing_text": "nothing after the end of the list",
-    "not_a_box": "a box, not a polygon or a point",
+    "other_geometry": "objects of the kind that was asked for: boxes, points or polygons",
     "spelled_value": "a coordinate's own token, not its digits",
     "error": "an image that can be opened",
 }

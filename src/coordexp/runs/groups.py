@@ -171,7 +171,8 @@ def signature(run: Run) -> dict[str, str]:
         "the evaluation set": str(provenance["records_sha256"]),
         "how many records are used": str({key: data.get(key) for key in ("max_train", "max_val", "max_test")}),
         "the codec": str(contract.get("codec", provenance["convention"])),
-        "the answer's grammar": str(contract.get("grammar", data.get("order"))),
+        # Contracts from before there was a choice of geometries are of boxes.
+        "the answer's grammar": str({"geometries": ["bbox_2d"], **contract.get("grammar", {"order": data.get("order")})}),
         "the prompt": str(data.get("prompt")),
         "the evaluation's options": str(options),
     }

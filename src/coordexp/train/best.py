@@ -8,18 +8,19 @@ from typing import Final
 from coordexp.errors import ConfigError
 from coordexp.train.registry import METRICS
 
-PROBE_KEYS: Final = ("probe/parse_rate", "probe/f1_50", "probe/objects_per_image", "probe/duplicate_rate")
+PROBE_KEYS: Final = ("probe/parse_rate", "probe/f1_50", "probe/point_acc", "probe/objects_per_image", "probe/duplicate_rate")
 
 
 def rankable() -> dict[str, bool]:
     """Metric key (as logged in training, without ``eval_``) -> whether a higher value is better."""
-    found = {"loss": False, "coord_softce_w1/loss": False, "probe/f1_50": True, "probe/parse_rate": True, "probe/duplicate_rate": False}
+    found = {"loss": False, "coord_softce_w1/loss": False, "probe/duplicate_rate": False}
+    found |= dict.fromkeys(("probe/f1_50", "probe/point_acc", "probe/parse_rate"), True)
     # Counts, and shapes of the distribution, are better neither high nor low.
     return found | {metric.key: metric.better == "higher" for metric in METRICS if metric.better}
 
 
-def check_best(key: str | None, *, probe_steps: int | None, eval_steps: int) -> bool | None:
-    """Whether higher is better for ``train.save_best``; None where nothing is asked for.
+def check_best(key: str | None, *, probe_steps: int | None, eval_steps: int, points: bool = False) -> bool | None:
+    """Whether higher is better for ``train.save_best``; None where nothing is asked for. ``points``: the model writes points.
 
     Raises:
         ConfigError: a key that no evaluation will have, with the nearest legal one.
@@ -34,6 +35,10 @@ def check_best(key: str | None, *, probe_steps: int | None, eval_steps: int) -> 
         near = difflib.get_close_matches(name.rpartition("/")[2], parts, n=1, cutoff=0.6) or difflib.get_close_matches(name, parts, n=1)
         hint = f"did you mean {parts[near[0]]}?" if near else f"expected one of {', '.join(sorted(legal))}"
         raise ConfigError(f"train.save_best: {key} is no metric that can rank checkpoints: {hint}")
+    other = {"probe/f1_50": "probe/point_acc", "probe/point_acc": "probe/f1_50"}
+    if name == ("probe/f1_50" if points else "probe/point_acc"):
+        kind = "points" if points else "boxes"
+        raise ConfigError(f"train.save_best: {key} is not measured on a model that writes {kind}: did you mean {other[name]}?")
     if name in PROBE_KEYS and (probe_steps is None or eval_steps % probe_steps):
         raise ConfigError(
             f"train.save_best: {key} needs the probe at every evaluation (train.eval_steps={eval_steps}): "

@@ -91,9 +91,11 @@ class ProgressBar(TrainerCallback):
             if "speed/tokens_per_s" in logs:
                 note += f"  {logs['speed/samples_per_s']:.1f} samples/s  {logs['speed/tokens_per_s']:.0f} tokens/s"
             self.progress.update(self.task, note=note)
-        if "probe/f1_50" in logs and state.is_world_process_zero:
+        if "probe/parse_rate" in logs and state.is_world_process_zero:
+            points = "probe/point_acc" in logs
+            met = f"points on the object {logs['probe/point_acc']:.3f}" if points else f"F1@.5 {logs['probe/f1_50']:.3f}"
             self.console.print(
-                f"  step {state.global_step}/{state.max_steps}: generated F1@.5 {logs['probe/f1_50']:.3f}, "
+                f"  step {state.global_step}/{state.max_steps}: generated {met}, "
                 f"{logs['probe/objects_per_image']:.1f} objects an image, {logs['probe/parse_rate']:.0%} parsed",
                 highlight=False,
                 soft_wrap=True,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from coordexp.codec import CONVENTIONS, CoordCodec
+from coordexp.data.answers import PHRASE_FIELD
 from coordexp.errors import ConfigError, DataError, VocabError
-from coordexp.grammar import COORD_TOKEN
+from coordexp.grammar import COORD_TOKEN, Geometry
 from coordexp.integrations.ms_swift.options import CONFIG_VARIABLE, LOSS_NAME, ConfigSource
 from coordexp.integrations.ms_swift.rows import answers_of, name_of, row_targets
 from coordexp.modeling.manifest import CHECKPOINT_MANIFEST, check_contract, read_checkpoint_manifest
@@ -58,6 +60,7 @@ class DataFacts:
     read: int
     without_objects: int
     ordered: bool
+    geometries: frozenset[Geometry] = frozenset()
 
 
 def look_at_rows(name: str, rows: Any, codec: CoordCodec) -> DataFacts:
@@ -67,7 +70,7 @@ def look_at_rows(name: str, rows: Any, codec: CoordCodec) -> DataFacts:
         DataError: a row that cannot be trained on, with its number.
     """
     prompts: dict[str, None] = {}
-    bare, read, ordered = 0, 0, True
+    bare, read, ordered, kinds = 0, 0, True, frozenset[Geometry]()
     for index in range(min(CHECKED_ROWS, len(rows))):
         row = rows[index]
         try:
@@ -79,9 +82,10 @@ def look_at_rows(name: str, rows: Any, codec: CoordCodec) -> DataFacts:
         has_tokens = any(COORD_TOKEN.search(answer) for answer in answers_of(row))
         bare += bool(has_tokens and not (row.get("objects") or {}).get("bbox"))
         for target in targets:
+            kinds |= target.geometries
             corners = [(target.centers[k + 1], target.centers[k]) for k, slot in enumerate(target.slots) if slot[1] == 0]
             ordered = ordered and all(a <= b for a, b in itertools.pairwise(corners))
-    return DataFacts(tuple(prompts), read, bare, ordered)
+    return DataFacts(tuple(prompts), read, bare, ordered, kinds)
 
 
 def _text(content: Any) -> str:
@@ -119,12 +123,17 @@ def contract_of(folder: Path, tokenizer: Any, convention: str | None) -> Contrac
 
 
 def check_prompts(folder: Path, facts: list[DataFacts]) -> str | None:
-    """The one prompt of the data, or None where there are several.
+    """The one prompt of the data, or that of the folder with its ``{phrase}``; None where there are several and no folder says.
 
     Raises:
         ConfigError: a prompt other than that of the folder's ``coordexp.json``.
     """
     prompts = list(dict.fromkeys(prompt for fact in facts for prompt in fact.prompts))
+    manifest = read_checkpoint_manifest(folder)
+    if manifest is not None and PHRASE_FIELD in manifest.prompt:
+        shape = re.compile("(.+)".join(map(re.escape, manifest.prompt.split(PHRASE_FIELD))), re.DOTALL)
+        if all(shape.fullmatch(prompt) for prompt in prompts):
+            return manifest.prompt
     for prompt in prompts:
         check_contract(folder, prompt=prompt, keys={"prompt": "the user's message (`data export-swift --prompt`)"})
     return prompts[0] if len(prompts) == 1 else None

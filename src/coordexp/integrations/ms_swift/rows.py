@@ -20,19 +20,23 @@ from coordexp.boxes import bounding_box
 from coordexp.codec import CoordCodec
 from coordexp.data.images import image_size, orientation
 from coordexp.errors import DataError
-from coordexp.grammar import COORD_TOKEN, ROLE_CODES, Span, parse, token_roles
+from coordexp.grammar import COORD_TOKEN, ROLE_CODES, Geometry, Span, parse, token_roles
 
 Slot = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class AnswerTargets:
-    """Of the C coordinate tokens of an answer, in order: real bin positions, extents in bins, (object, index in it)."""
+    """Of the C coordinate tokens of an answer, in order: real bin positions, extents in bins, (object, index in it).
+
+    ``geometries`` are those of the objects that could be read.
+    """
 
     centers: tuple[float, ...]
     extents: tuple[float, ...]
     slots: tuple[Slot, ...]
     spans: tuple[Span, ...]
+    geometries: frozenset[Geometry] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,8 @@ def _answer(answer: str, tokens: list[int], numbers: list[_Number] | None, codec
                 extents[place] = spans[j % 2]
     spots = [Span(m.start(), m.end(), "coord", slot) for m, slot in zip(COORD_TOKEN.finditer(answer), slots, strict=True)]
     spots += [Span(start, end, "desc") for start, end in parsed.desc_spans]
-    return AnswerTargets(tuple(centers), tuple(extents), tuple(slots), tuple(sorted(spots, key=lambda s: s.start)))
+    kinds = frozenset(instance.geometry for instance in parsed.instances)
+    return AnswerTargets(tuple(centers), tuple(extents), tuple(slots), tuple(sorted(spots, key=lambda s: s.start)), kinds)
 
 
 def _by_entry(numbers: list[_Number]) -> list[list[int]]:
