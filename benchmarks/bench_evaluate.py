@@ -9,23 +9,16 @@ from __future__ import annotations
 
 import argparse
 import cProfile
-import csv
-import datetime
 import json
-import os
-import platform
 import pstats
 import random
-import resource
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results" / "evaluate.csv"
+from rounds import rounds, save, tell
+
 READOUTS = ("argmax", "expectation", "median", "topk_mean", "window", "auto")
 
 
@@ -67,8 +60,7 @@ def measure(folder: Path, profile: bool) -> None:
     seconds = time.perf_counter() - start
     if profile:
         pstats.Stats(watch, stream=sys.stderr).sort_stats("tottime").print_stats(25)
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    print(json.dumps({"seconds": seconds, "cpu": usage.ru_utime + usage.ru_stime, "peak_mb": usage.ru_maxrss / 1024}))
+    tell(seconds)
 
 
 def main() -> None:
@@ -87,42 +79,12 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), options.images, options.boxes, options.readouts)
-        command = [sys.executable, __file__, "--measure", folder, *(["--profile"] if options.profile else [])]
-        rounds = []
-        for _ in range(1 if options.profile else options.rounds):
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            rounds.append(json.loads(done.stdout.splitlines()[-1]))
-    seconds = [r["seconds"] for r in rounds]
-    cuts = statistics.quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else seconds * 9
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    row = {
-        "date": datetime.date.today().isoformat(),
-        "commit": commit,
-        "images": options.images,
-        "boxes": options.boxes,
-        "readouts": options.readouts,
-        "n": len(seconds),
-        "p20_s": round(cuts[1], 2),
-        "p50_s": round(statistics.median(seconds), 2),
-        "p80_s": round(cuts[7], 2),
-        "cpu_p50_s": round(statistics.median(r["cpu"] for r in rounds), 2),
-        "peak_mb": round(max(r["peak_mb"] for r in rounds)),
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "numpy": version("numpy"),
-        "hotcoco": version("hotcoco"),
-    }
-    print(json.dumps(row))
+        found = rounds(__file__, [folder, *(["--profile"] if options.profile else [])], 1 if options.profile else options.rounds)
     if options.profile or options.no_save:
+        print(json.dumps(found))
         return
-    RESULTS.parent.mkdir(exist_ok=True)
-    fresh = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row))
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
+    what = {"images": options.images, "boxes": options.boxes, "readouts": options.readouts}
+    save("evaluate", what, found, "numpy", "hotcoco")
 
 
 if __name__ == "__main__":

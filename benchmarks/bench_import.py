@@ -1,6 +1,6 @@
 """Time and memory of importing a COCO file with many annotations, in a process of its own.
 
-    python benchmarks/bench_import.py --annotations 100000
+    python benchmarks/bench_import.py [--annotations 100000] [--rounds 3]
 
 The file has outlines of 60 numbers, as real ones do, and one image for every seven annotations. The bar: 10 s and 1 GB.
 """
@@ -8,22 +8,14 @@ The file has outlines of 60 numbers, as real ones do, and one image for every se
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
 import json
-import os
-import platform
 import random
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 from PIL import Image
-
-RESULTS = Path(__file__).parent / "results" / "import.csv"
+from rounds import rounds, save, tell
 
 
 def make(folder: Path, annotations: int) -> Path:
@@ -59,40 +51,26 @@ def measure(source: Path, out: Path) -> None:
 
     report = import_data("coco", source, out)
     seconds = time.perf_counter() - start
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = usage.ru_utime + usage.ru_stime
-    row = {"objects": report.objects, "seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), "peak_mb": round(usage.ru_maxrss / 1024)}
-    print(json.dumps(row))
+    tell(seconds, objects=report.objects)
 
 
 def main() -> None:
     """Make the file, measure, and append a row to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--annotations", type=int, default=100_000)
-    parser.add_argument("--measure", nargs=2, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        measure(*args.measure)
+        with tempfile.TemporaryDirectory() as name:
+            measure(args.measure, Path(name) / "out")
         return
     with tempfile.TemporaryDirectory() as name:
         source = make(Path(name) / "coco", args.annotations)
         size = source.stat().st_size / 2**20
-        done = subprocess.run(
-            [sys.executable, __file__, "--measure", source, Path(name) / "out"], capture_output=True, text=True, check=True
-        )
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    row = {
-        "date": datetime.date.today().isoformat(), "commit": commit, "python": platform.python_version(), "cores": os.cpu_count(),
-        "annotations": args.annotations, "file_mb": round(size, 1), **json.loads(done.stdout),
-    }  # fmt: skip
-    RESULTS.parent.mkdir(exist_ok=True)
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-    print(row)
+        found = rounds(__file__, [source], args.rounds)
+    what = {"annotations": args.annotations, "file_mb": f"{size:.1f}", "objects": found[0]["objects"]}
+    save("import", what, found)
 
 
 if __name__ == "__main__":

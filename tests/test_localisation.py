@@ -20,6 +20,10 @@ def scene(shift: list[float], window: list[float] | None = None) -> Sample:
     return Sample("a", 200, 100, ("a", "b"), true, ("a", "a"), boxes, None)
 
 
+def test_no_images_have_no_pairs():
+    assert matched_pairs([]) == []
+
+
 def test_errors_are_predicted_minus_true_in_pixels_and_bins_of_each_side() -> None:
     samples = [scene([1.0, -2.0, 3.0, 4.0])]
     errors = edge_errors(samples, matched_pairs(samples), "file", CODEC)

@@ -38,6 +38,8 @@ def matched_pairs(samples: Sequence[Sample]) -> list[tuple[NDArray[np.int64], ND
     Class-agnostic at ``IoU >= .5`` on ``bbox_2d`` as it stands, whatever the readout, so that all readouts
     are compared on the same pairs.
     """
+    if not samples:
+        return []
     flat = flatten(samples, FILE_READOUT)
     pred, true = match_all(candidates(flat), flat, MATCH_THRESHOLD)
     order = np.argsort(pred)

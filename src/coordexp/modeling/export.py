@@ -64,7 +64,9 @@ def load_trained(folder: Path, base: Path | None) -> Any:
 
 def merge(model: Any) -> Any:
     """The plain model: peft's own merge for an adapter, the model itself otherwise."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    from peft import PeftModel
+
+    return model.merge_and_unload() if isinstance(model, PeftModel) else model
 
 
 def is_tied(model: Any) -> bool:
