@@ -101,6 +101,12 @@ def test_a_box_becomes_its_centre_and_a_polygon_its_bounding_box():
     assert instance.extents == (0, 0)
 
 
+def test_points_are_sorted_as_points():
+    tall, low = RecordObject("tall", "bbox_2d", (0.0, 0.0, 10.0, 100.0)), RecordObject("low", "bbox_2d", (0.0, 20.0, 10.0, 40.0))
+    names = {g: [i.desc for i in record_instances(record(tall, low), CODEC, geometry=g)[0]] for g in ("recorded", "point_2d")}
+    assert names == {"recorded": ["tall", "low"], "point_2d": ["low", "tall"]}
+
+
 def test_answers_hold_the_geometries_of_the_records_or_the_one_asked_for():
     crowd = dataclasses.replace(POINT, crowd=True)
     assert answer_geometries([record(TRIANGLE, crowd), record(BOX)]) == ("bbox_2d", "poly")

@@ -46,15 +46,14 @@ def record_instances(
 ) -> tuple[list[Instance], int]:
     """The record's objects as bins, in answer order, and how many boxes had to be reopened.
 
-    Crowd regions are left out: they are no single object. ``sorted`` is by (y1, x1) of the bounding box; ``random``
-    is a pure function of ``seed``, ``epoch`` and image id. Polygons run in :func:`coordexp.boxes.polygon_order`. ``geometry``:
-    see :class:`coordexp.data.options.DataOptions`.
+    Crowd regions are left out: they are no single object. ``sorted`` is by (y1, x1) of the bounding box, of what is written;
+    ``random`` is a pure function of ``seed``, ``epoch`` and image id. Polygons run in :func:`coordexp.boxes.polygon_order`.
+    ``geometry``: see :class:`coordexp.data.options.DataOptions`.
 
     Raises:
         DataError: a description that holds a reserved token, or a point that is to be a box.
     """
-    objects = answer_objects(record, order=order, seed=seed, epoch=epoch)
-    made = [_instance(record, item, codec, geometry) for item in objects]
+    made = [_instance(record, item, codec) for item in answer_objects(record, geometry=geometry, order=order, seed=seed, epoch=epoch)]
     return [instance for instance, _ in made], sum(moved for _, moved in made)
 
 
@@ -66,9 +65,11 @@ def answer_geometries(records: Iterable[Record], geometry: AnswerGeometry = "rec
     return tuple(name for name in GEOMETRIES if name in found) or ("bbox_2d",)
 
 
-def answer_objects(record: Record, *, order: str = "sorted", seed: int = 0, epoch: int = 0) -> list[RecordObject]:
-    """The objects that :func:`record_instances` writes, in its order."""
-    objects = sorted((item for item in record.objects if not item.crowd), key=_position)
+def answer_objects(
+    record: Record, *, geometry: AnswerGeometry = "recorded", order: str = "sorted", seed: int = 0, epoch: int = 0
+) -> list[RecordObject]:
+    """The objects as :func:`record_instances` writes them, in its order."""
+    objects = sorted((drawn_as(item, geometry, record.source) for item in record.objects if not item.crowd), key=_position)
     if order == "random":
         random.Random(f"{seed}:{epoch}:{record.image_id}").shuffle(objects)
     return objects
@@ -101,8 +102,7 @@ def instance_pixels(instance: Instance, codec: CoordCodec, width: int, height: i
     return [float(codec.to_pixel(b, (width, height)[j % 2])) for j, b in enumerate(instance.bins)]
 
 
-def _instance(record: Record, recorded: RecordObject, codec: CoordCodec, geometry: AnswerGeometry) -> tuple[Instance, bool]:
-    item = drawn_as(recorded, geometry, record.source)
+def _instance(record: Record, item: RecordObject, codec: CoordCodec) -> tuple[Instance, bool]:
     if _RESERVED.search(item.desc):
         raise DataError(f"{record.source}: desc: expected plain text, got {item.desc!r}, which holds a reserved token")
     values = answer_values(item)

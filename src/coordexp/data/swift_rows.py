@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 from PIL import Image
 
 from coordexp.codec import CONVENTIONS, CoordCodec
-from coordexp.data.answers import PHRASE_FIELD, answer_objects, answer_values, ask, drawn_as, record_instances
+from coordexp.data.answers import PHRASE_FIELD, answer_objects, answer_values, ask, record_instances
 from coordexp.data.images import load_image, orientation
 from coordexp.data.options import DEFAULT_PROMPT, AnswerGeometry
 from coordexp.data.records import Record, read_records, write_records
@@ -75,11 +75,10 @@ def swift_row(record: Record, codec: CoordCodec, options: SwiftExportOptions, im
         raise DataError(f"{record.source}: metadata.phrase: expected plain text, got {question!r}: ms-swift would replace a part of it")
     refs: list[str] = []
     boxes: list[list[float]] = []
-    for item in answer_objects(record, order=options.order, seed=options.seed):
+    for item in answer_objects(record, geometry=options.geometry, order=options.order, seed=options.seed):
         held = [token for token in PLACEHOLDERS if token in item.desc]
         if held:
             raise DataError(f"{record.source}: desc: expected plain text, got {item.desc!r}: ms-swift would replace {held[0]}")
-        item = drawn_as(item, options.geometry, record.source)
         values = [int(v) if v.is_integer() else v for v in answer_values(item)]
         parts = [values] if item.geometry == "bbox_2d" else [values[i : i + 2] for i in range(0, len(values), 2)]
         refs += [item.desc] * len(parts)
