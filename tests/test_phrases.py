@@ -51,7 +51,7 @@ def record(*objects: RecordObject, **metadata: object) -> Record:
 
 @given(st.text(), st.text(min_size=1).filter(lambda text: text.strip() and "<|" not in text))
 def test_a_phrase_stands_where_the_prompt_says_and_nothing_else_of_it_changes(rest, phrase):
-    rest = rest.replace(PHRASE_FIELD, "")
+    rest = rest.replace("{", "(")
     assert ask(rest, record()) == rest
     assert ask(f"a {PHRASE_FIELD} b {PHRASE_FIELD}", record(phrase=phrase)) == f"a {phrase} b {phrase}"
 
@@ -60,6 +60,12 @@ def test_a_phrase_stands_where_the_prompt_says_and_nothing_else_of_it_changes(re
 def test_a_record_that_cannot_be_asked_about_is_named(metadata):
     with pytest.raises(DataError, match=r"^r\.jsonl:3: metadata\.phrase: expected "):
         ask(ASKING.prompt, record(**metadata))
+
+
+def test_a_misspelt_field_is_not_asked_as_it_stands():
+    with pytest.raises(ConfigError, match=r"\{phrases\} is no field of it: expected \{phrase\}"):
+        ask("Locate {phrases}.", record(phrase="a"))
+    assert ask('Answer like {"box": []} or {}: {phrase}', record(phrase="{x}")) == 'Answer like {"box": []} or {}: {x}'
 
 
 def referring(tmp_path, task="grounding", count=6):

@@ -14,20 +14,25 @@ from coordexp.boxes import bounding_box, polygon_order
 from coordexp.codec import CoordCodec
 from coordexp.data.options import AnswerGeometry
 from coordexp.data.rows import Record, RecordObject
-from coordexp.errors import DataError
+from coordexp.errors import ConfigError, DataError
 from coordexp.grammar import GEOMETRIES, Geometry, Instance
 
 _RESERVED = re.compile(r"<\|[^|<>]*\|>")
 # In a prompt: the place of the record's ``metadata.phrase``.
 PHRASE_FIELD: Final = "{phrase}"
+_FIELD = re.compile(r"\{\w+\}")
 
 
 def ask(prompt: str, record: Record) -> str:
     """The question about a record: ``prompt`` with the record's ``metadata.phrase`` in the place of ``{phrase}``.
 
     Raises:
+        ConfigError: another ``{word}`` in the prompt.
         DataError: a prompt that asks for a phrase and a record without one, or one that holds a reserved token.
     """
+    unknown = next((field for field in _FIELD.findall(prompt) if field != PHRASE_FIELD), None)
+    if unknown is not None:
+        raise ConfigError(f"prompt {prompt!r}: {unknown} is no field of it: expected {PHRASE_FIELD}, the phrase of a record")
     if PHRASE_FIELD not in prompt:
         return prompt
     phrase = record.metadata.get("phrase")
