@@ -165,6 +165,8 @@ def test_hostile_text_in_every_place_is_shown_as_text(tmp_path: Path) -> None:
         row["image_id"] += HOSTILE
         if "problems" in row:
             row.update(problems={HOSTILE: 1})
+        else:
+            row["metadata"] = {"phrase": HOSTILE}
 
     edit(run / "data/test.jsonl", poison)
     edit(run / "predictions.jsonl", poison)
@@ -182,7 +184,8 @@ def test_hostile_text_in_every_place_is_shown_as_text(tmp_path: Path) -> None:
     assert not any("onerror" in a for _, a in page.elements)
     assert {str(a["src"])[:5] for a in page.of("img")} == {"data:"}
     # Title, note, command, names on true and predicted boxes, a problem's kind ...
-    assert page.text.count('alert("1")') >= 10
+    assert page.text.count('alert("1")') >= 12
+    assert page.text.count("“" + HOSTILE + "”") == 2
 
 
 def test_the_demo_sized_report_is_small(sections: dict[str, str], run_dir: Path) -> None:

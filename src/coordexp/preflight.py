@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from coordexp.config.schema import ExperimentConfig
-from coordexp.data.answers import PHRASE_FIELD, answer_geometries, ask
+from coordexp.data.answers import PHRASE, PHRASE_FIELD, answer_geometries, ask
 from coordexp.data.records import Record
 from coordexp.errors import ConfigError, DataError
 
@@ -71,7 +71,7 @@ def check_records(config: ExperimentConfig, splits: Mapping[str, Sequence[Record
                 "data.geometry: point_2d for a model that points"
             )
     notes = []
-    phrases = sum("phrase" in record.metadata for record in splits["train"])
+    phrases = sum(PHRASE in record.metadata for record in splits["train"])
     if phrases and PHRASE_FIELD not in data.prompt:
         notes.append(f"note: {phrases} training records have metadata.phrase, and data.prompt has no {PHRASE_FIELD}: it is not asked for")
     kinds = {name: set(answer_geometries(records, data.geometry)) for name, records in splits.items()}

@@ -18,7 +18,8 @@ from coordexp.errors import ConfigError, DataError
 from coordexp.grammar import GEOMETRIES, Geometry, Instance
 
 _RESERVED = re.compile(r"<\|[^|<>]*\|>")
-# In a prompt: the place of the record's ``metadata.phrase``.
+# Of a record's metadata: what refers to its one object; in a prompt: the place where that is asked.
+PHRASE: Final = "phrase"
 PHRASE_FIELD: Final = "{phrase}"
 _FIELD = re.compile(r"\{\w+\}")
 
@@ -35,7 +36,7 @@ def ask(prompt: str, record: Record) -> str:
         raise ConfigError(f"prompt {prompt!r}: {unknown} is no field of it: expected {PHRASE_FIELD}, the phrase of a record")
     if PHRASE_FIELD not in prompt:
         return prompt
-    phrase = record.metadata.get("phrase")
+    phrase = record.metadata.get(PHRASE)
     if not isinstance(phrase, str) or not phrase.strip():
         raise DataError(
             f"{record.source}: metadata.phrase: expected a text, got {'none' if phrase is None else repr(phrase)}: "

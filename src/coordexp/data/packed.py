@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from coordexp.data.answers import PHRASE
 from coordexp.data.collate import IGNORE, TrainCollator
 from coordexp.data.dataset import RecordDataset, unsupervised
 from coordexp.data.options import PackingOptions
@@ -155,7 +156,7 @@ def data_digest(records: Sequence[Record]) -> str:
                 r.image_id,
                 r.width,
                 r.height,
-                r.metadata.get("phrase"),
+                r.metadata.get(PHRASE),
                 [[o.desc, o.geometry, [float(v) for v in o.values], o.crowd] for o in r.objects],
             ]
             for r in records

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 from PIL import Image
 
 from coordexp.codec import CONVENTIONS, CoordCodec
-from coordexp.data.answers import PHRASE_FIELD, answer_objects, answer_values, ask, record_instances
+from coordexp.data.answers import PHRASE, PHRASE_FIELD, answer_objects, answer_values, ask, record_instances
 from coordexp.data.images import load_image, orientation
 from coordexp.data.options import DEFAULT_PROMPT, AnswerGeometry
 from coordexp.data.records import Record, read_records, write_records
@@ -119,7 +119,7 @@ def export_swift(
             write_records(folder / f"{name}.jsonl", writer.rows(records, folder / "images"))
     kept = [item for records in read.values() for record in records for item in record.objects]
     crowd = sum(item.crowd for item in kept)
-    phrases = 0 if PHRASE_FIELD in options.prompt else sum("phrase" in r.metadata for records in read.values() for r in records)
+    phrases = 0 if PHRASE_FIELD in options.prompt else sum(PHRASE in r.metadata for records in read.values() for r in records)
     rows = {name: len(records) for name, records in read.items()}
     return SwiftExport(rows, len(kept) - crowd, crowd, writer.adjusted, writer.copied, phrases)
 

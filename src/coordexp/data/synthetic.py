@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from coordexp.data.answers import PHRASE
 from coordexp.data.options import SynthOptions
 from coordexp.data.records import write_records
 from coordexp.data.staging import staged_folder
@@ -134,7 +135,7 @@ def _write_scene(folder: Path, name: str, seed: int, options: SynthOptions) -> d
     if options.task == "grounding":
         # A stream of its own: the scene stays what make_scene makes of the seed.
         objects = [objects[int(np.random.default_rng([seed, 1]).integers(len(objects)))]]
-        metadata["phrase"] = objects[0]["desc"]
+        metadata[PHRASE] = objects[0]["desc"]
     # Noise hardly compresses: a higher level costs time and saves little.
     image.save(folder / "images" / f"{name}.png", compress_level=1)
     size = {"width": options.side, "height": options.side}

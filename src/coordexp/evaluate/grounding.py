@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from coordexp.boxes import as_boxes, bounding_box, iou_matrix
+from coordexp.data.answers import PHRASE
 from coordexp.data.records import Record, RecordObject
 from coordexp.errors import ComparisonError
 from coordexp.evaluate.bootstrap import Ratio
@@ -16,7 +17,6 @@ from coordexp.evaluate.predictions import PredictedObject, Prediction
 from coordexp.evaluate.samples import FILE_READOUT, FloatArray
 
 Task = Literal["detection", "grounding", "pointing"]
-PHRASE: Final = "phrase"
 ACCURACY: Final[dict[str, float]] = {"50": 0.5, "80": 0.8, "90": 0.9}
 
 

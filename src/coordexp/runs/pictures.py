@@ -14,6 +14,7 @@ from PIL import Image
 
 from coordexp.boxes import iou_matrix
 from coordexp.codec import CoordCodec
+from coordexp.data.answers import PHRASE
 from coordexp.data.drawing import DASHES, Color, Mark, Point, caption, class_color, edge_curve, ink, make_marks
 from coordexp.data.records import Record, open_image
 from coordexp.data.rows import RecordObject
@@ -74,7 +75,8 @@ class Curve:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with its true and predicted objects. ``prediction`` says what is odd about the answer, if anything.
+    """An image with its true and predicted objects. ``prediction`` says what is odd about the answer, if anything; ``phrase`` is
+    what was asked for, of a record with one.
 
     ``true_counts``, ``predicted_counts``: most frequent names with their number as the tag, where there are too many objects to list.
     """
@@ -92,6 +94,7 @@ class Picture:
     predicted_counts: tuple[Named, ...]
     crowded: bool
     prediction: str | None
+    phrase: str | None
     font_size: float
     alt: str
 
@@ -148,6 +151,7 @@ def _picture(
         predicted_counts=_counts([o.desc for o in predicted]),
         crowded=any(crowded.values()),
         prediction=_oddity(prediction),
+        phrase=str(record.metadata[PHRASE]) if PHRASE in record.metadata else None,
         font_size=round(font_size, 2),
         alt=(
             f"Image {record.image_id}. True: {_spoken([caption(o) for o in record.objects])}. "
