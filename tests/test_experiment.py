@@ -112,6 +112,14 @@ def test_a_run_records_its_image_size_and_prompt_and_they_are_enforced_afterward
     assert [line.split(":")[1].strip() for line in err.splitlines()] == ["data.prompt", "model.max_pixels"]
     assert not (tmp_path / "run2").exists()
     assert not (tmp_path / "q.jsonl").exists()
+    assert err.count(", or model.keep_contract to false to teach it another") == 2
+    # Training may teach another prompt and size when it is told to; the folder it starts from stays what it was.
+    told = _sets(*words, *again, "model.keep_contract=false")
+    code, _, err = call(monkeypatch, capsys, "train", experiment, "--output-dir", tmp_path / "run2", *told)
+    assert code == 0, err
+    for folder, prompt, size in ((tmp_path / "run2", "Other.", 4096), (run_dir, "Point.", 2304)):
+        contract = json.loads((folder / "checkpoints/final/coordexp.json").read_text())
+        assert (contract["prompt"], contract["pixels"]["max_pixels"]) == (prompt, size)
 
 
 def _data(folder, change):

@@ -222,6 +222,7 @@ class _Chain:
         """Make or take the model, give it coordinate tokens, write it to ``model/``."""
         from coordexp.modeling.extend import extend_model
         from coordexp.modeling.load import link_model_folder, load_tokenizer
+        from coordexp.modeling.manifest import CHECKPOINT_MANIFEST
         from coordexp.modeling.tiny import write_tiny_model
         from coordexp.vocab.adapters import is_adapter
         from coordexp.vocab.coord_vocab import CoordVocab
@@ -236,6 +237,8 @@ class _Chain:
             self._say(str(extend_model(base, self._root / "model", self.config.vocab)))
         else:
             link_model_folder(base, self._root / "model")
+        if not self.config.model.keep_contract:
+            (self._root / "model" / CHECKPOINT_MANIFEST).unlink(missing_ok=True)
         self._record_contract(self._root / "model")
 
     def _record_contract(self, folder: Path) -> None:

@@ -20,7 +20,7 @@ def preflight(config: ExperimentConfig) -> None:
         from coordexp.modeling.load import check_model_folder
 
         check_model_folder(Path(config.model.path))
-        check_folder(config, Path(config.model.path))
+        check_source(config, Path(config.model.path))
     if config.train.save_best is not None:
         from coordexp.train.best import check_best
 
@@ -37,6 +37,21 @@ def preflight(config: ExperimentConfig) -> None:
 
         model = config.model
         target_layers(tiny_skeleton(model.tiny) if model.path is None else skeleton(Path(model.path)), config.adapter)
+
+
+def check_source(config: ExperimentConfig, folder: Path) -> None:
+    """As :func:`check_folder` for the folder that training starts from: without ``model.keep_contract`` only the convention counts."""
+    from coordexp.codec import CoordCodec
+    from coordexp.modeling.manifest import check_contract
+
+    if not config.model.keep_contract:
+        check_contract(folder, convention=CoordCodec().convention)
+        return
+    try:
+        check_folder(config, folder)
+    except ConfigError as error:
+        hint = ", or model.keep_contract to false to teach it another"
+        raise ConfigError([text if text.startswith("codec.") else text + hint for text in error.problems]) from None
 
 
 def check_folder(config: ExperimentConfig, folder: Path) -> None:

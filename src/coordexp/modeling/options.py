@@ -46,9 +46,13 @@ class TinyOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Where the model comes from: a folder (``path``), or none, and then a tiny one is made for the run."""
+    """Where the model comes from: a folder (``path``), or none, and then a tiny one is made for the run.
+
+    ``keep_contract``: prompt and image size must be those of the folder's ``coordexp.json``; ``false``: training teaches new ones.
+    """
 
     path: str | None = None
+    keep_contract: bool = True
     tiny: TinyOptions = field(default_factory=TinyOptions)
     dtype: Literal["float32", "bfloat16"] = "float32"
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
