@@ -99,7 +99,7 @@ def test_damaged_or_missing_distributions_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"d/1\.npz: expected distributions") as caught:
         list(read_distributions(folder))
     assert "\n" not in str(caught.value)
-    for changes in ({"indptr": np.array([0, 1])}, {"slot": np.array([4])}, {"image": np.array([1])}, {"num_bins": np.array(3)}):
+    for changes in ({"indptr": np.array([0, 1])}, {"slot": np.array([-1])}, {"image": np.array([1])}, {"num_bins": np.array(3)}):
         save(folder, [("im0", 0, 0, gaussian(5, 2))], "1.npz", **changes)
         with pytest.raises(DataError, match=r"d/1\.npz: expected arrays that fit together"):
             list(read_distributions(folder))
