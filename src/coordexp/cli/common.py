@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +36,17 @@ class Group(TyperGroup):
 def examples(*lines: str) -> str:
     """The epilog of a command: lines to copy. ``\\b`` keeps the line breaks."""
     return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
+
+
+def end_worker() -> None:
+    """End here a process other than the first of a torchrun; its work is done. Nothing happens in the first one.
+
+    Threads of torch can abort the interpreter's own teardown, and torchrun would then stop the first process, which still writes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def model_folder(path: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from coordexp.cli.common import AsJson, Overwrite, Seed, examples, flags, model_folder
+from coordexp.cli.common import AsJson, Overwrite, Seed, end_worker, examples, flags, model_folder
 
 EXAMPLES = examples(
     "coordexp predict runs/demo/checkpoints/final runs/demo/data/test.jsonl --out predictions.jsonl",
@@ -83,8 +83,7 @@ def predict(
                 f"{out} is incomplete: the same command{' without --overwrite' if overwrite else ''} goes on where it stopped", err=True
             )
         raise
-    if not first:
-        return
+    end_worker()
     if as_json:
         typer.echo(json.dumps({"out": str(out), **vars(done)}, indent=1))
         return

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from coordexp.cli.common import Overrides, Overwrite, examples
+from coordexp.cli.common import Overrides, Overwrite, end_worker, examples
 from coordexp.errors import ConfigError
 
 Experiment = Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="An experiment file.")]
@@ -59,5 +59,7 @@ def _start(
     from coordexp import experiment as root
 
     run_dir = output_dir or Path(config.output_dir) / config.name
-    if root.run(config, run_dir, command=sys.argv, overwrite=overwrite, resume=resume, until=until):
+    missed = root.run(config, run_dir, command=sys.argv, overwrite=overwrite, resume=resume, until=until)
+    end_worker()
+    if missed:
         raise typer.Exit(1)
