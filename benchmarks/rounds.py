@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from coordexp.bench.measure import append_csv, circumstances, spread
-
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -31,6 +29,9 @@ def rounds(script: str, words: Sequence[object], count: int) -> list[dict[str, A
 
 def save(name: str, what: Mapping[str, Any], found: Sequence[Mapping[str, Any]], *packages: str) -> dict[str, Any]:
     """Add the row of ``found`` to ``results/NAME.csv``: what was measured, percentiles, circumstances."""
+    # Loads torch, whose memory must not count in the rounds.
+    from coordexp.bench.measure import append_csv, circumstances, spread
+
     p20, p50, p80 = spread([one["s"] for one in found])
     row = {
         **what, "n": len(found), "p20_s": f"{p20:.2f}", "p50_s": f"{p50:.2f}", "p80_s": f"{p80:.2f}",
