@@ -204,10 +204,11 @@ GROUNDING = "data: {kind: synth, prompt: 'Find the {phrase}.', synth: {task: gro
 def test_a_run_trains_and_asks_for_points_and_its_checkpoint_knows_it(tmp_path, monkeypatch, capsys):
     text = GROUNDING.replace("data: {", "data: {geometry: point_2d, ")
     experiment = _experiment(tmp_path, text)
-    small = [*SMALL, "train.probe_steps=2", "train.probe_samples=2", "decode.max_objects=1"]
+    small = [*SMALL, "train.probe_steps=2", "train.probe_samples=2", "train.save_best=probe/point_acc", "decode.max_objects=1"]
     code, out, err = call(monkeypatch, capsys, "run", experiment, "--output-dir", tmp_path / "run", *_sets(*small))
     assert code == 0, err
     assert "generated points on the object 0." in out
+    assert "best probe/point_acc: " in out
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert (results["task"], results["pointing.n"], results["pointing.answered"]) == ("pointing", 4, 1)
     assert "points on the referred object" in (tmp_path / "run" / "report.html").read_text()

@@ -19,8 +19,10 @@ def rankable() -> dict[str, bool]:
     return found | {metric.key: metric.better == "higher" for metric in METRICS if metric.better}
 
 
-def check_best(key: str | None, *, probe_steps: int | None, eval_steps: int, points: bool = False) -> bool | None:
-    """Whether higher is better for ``train.save_best``; None where nothing is asked for. ``points``: the model writes points.
+def check_best(key: str | None, *, probe_steps: int | None, eval_steps: int, points: bool | None = None) -> bool | None:
+    """Whether higher is better for ``train.save_best``; None where nothing is asked for.
+
+    ``points``: whether the model writes points; None where that is not known, and has been looked at before.
 
     Raises:
         ConfigError: a key that no evaluation will have, with the nearest legal one.
@@ -35,10 +37,10 @@ def check_best(key: str | None, *, probe_steps: int | None, eval_steps: int, poi
         near = difflib.get_close_matches(name.rpartition("/")[2], parts, n=1, cutoff=0.6) or difflib.get_close_matches(name, parts, n=1)
         hint = f"did you mean {parts[near[0]]}?" if near else f"expected one of {', '.join(sorted(legal))}"
         raise ConfigError(f"train.save_best: {key} is no metric that can rank checkpoints: {hint}")
-    other = {"probe/f1_50": "probe/point_acc", "probe/point_acc": "probe/f1_50"}
-    if name == ("probe/f1_50" if points else "probe/point_acc"):
-        kind = "points" if points else "boxes"
-        raise ConfigError(f"train.save_best: {key} is not measured on a model that writes {kind}: did you mean {other[name]}?")
+    if points is not None:
+        kind, measured, other = ("points", "probe/point_acc", "probe/f1_50") if points else ("boxes", "probe/f1_50", "probe/point_acc")
+        if name == other:
+            raise ConfigError(f"train.save_best: {key} is not measured on a model that writes {kind}: did you mean {measured}?")
     if name in PROBE_KEYS and (probe_steps is None or eval_steps % probe_steps):
         raise ConfigError(
             f"train.save_best: {key} needs the probe at every evaluation (train.eval_steps={eval_steps}): "
