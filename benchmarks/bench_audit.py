@@ -7,7 +7,6 @@ The bar: 100,000 rows within 5 s.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import random
@@ -15,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from rounds import rounds, save, tell
+from rounds import parser, rounds, save, tell
 
 KEYS = (
     "base_ce/loss", "base_ce/noncoord_tokens", "coord_softce_w1/loss", "coord_softce_w1/soft_ce", "coord_softce_w1/w1",
@@ -51,19 +50,15 @@ def measure(path: Path) -> None:
     from coordexp.runs.audit import judge, load
 
     begin = time.perf_counter()
-    subject = load(path)
-    read = time.perf_counter()
-    found = [j.rule.code for j in judge(subject) if j.verdict.outcome == "finding"]
-    tell(time.perf_counter() - begin, read=read - begin, findings=found)
+    judge(load(path))
+    tell(time.perf_counter() - begin)
 
 
 def main() -> None:
     """A row of the results for our own kind of log and for ms-swift's."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    words = parser(__doc__, count=5)
+    words.add_argument("--rows", type=int, default=100_000)
+    options = words.parse_args()
     if options.measure:
         measure(options.measure)
         return

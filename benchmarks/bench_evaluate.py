@@ -7,7 +7,6 @@ Reading both files, every metric and interval, and writing are all counted. The 
 
 from __future__ import annotations
 
-import argparse
 import cProfile
 import json
 import pstats
@@ -17,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from rounds import rounds, save, tell
+from rounds import parser, rounds, save, tell
 
 READOUTS = ("argmax", "expectation", "median", "topk_mean", "window", "auto")
 
@@ -65,15 +64,13 @@ def measure(folder: Path, profile: bool) -> None:
 
 def main() -> None:
     """Measure and append a row to the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--boxes", type=int, default=20)
-    parser.add_argument("--readouts", type=int, default=0, choices=range(len(READOUTS) + 1), help="readouts beside the boxes of the file")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--profile", action="store_true", help="one round under the profiler; nothing is written")
-    parser.add_argument("--no-save", action="store_true", help="print only")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    words = parser(__doc__, count=5)
+    words.add_argument("--images", type=int, default=5000)
+    words.add_argument("--boxes", type=int, default=20)
+    words.add_argument("--readouts", type=int, default=0, choices=range(len(READOUTS) + 1), help="readouts beside the boxes of the file")
+    words.add_argument("--profile", action="store_true", help="one round under the profiler; nothing is written")
+    words.add_argument("--no-save", action="store_true", help="print only")
+    options = words.parse_args()
     if options.measure:
         measure(options.measure, options.profile)
         return

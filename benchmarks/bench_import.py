@@ -7,7 +7,6 @@ The file has outlines of 60 numbers, as real ones do, and one image for every se
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import tempfile
@@ -15,7 +14,7 @@ import time
 from pathlib import Path
 
 from PIL import Image
-from rounds import rounds, save, tell
+from rounds import parser, rounds, save, tell
 
 
 def make(folder: Path, annotations: int) -> Path:
@@ -56,11 +55,9 @@ def measure(source: Path, out: Path) -> None:
 
 def main() -> None:
     """Make the file, measure, and append a row to the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--annotations", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    words = parser(__doc__, count=3)
+    words.add_argument("--annotations", type=int, default=100_000)
+    args = words.parse_args()
     if args.measure:
         with tempfile.TemporaryDirectory() as name:
             measure(args.measure, Path(name) / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
 import statistics
@@ -12,6 +13,14 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def parser(doc: str | None, *, count: int) -> argparse.ArgumentParser:
+    """With ``--rounds``, and ``--measure`` for the process of a round."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--rounds", type=int, default=count)
+    made.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    return made
 
 
 def tell(seconds: float, **more: Any) -> None:
@@ -27,7 +36,7 @@ def rounds(script: str, words: Sequence[object], count: int) -> list[dict[str, A
     return [json.loads(one.stdout.splitlines()[-1]) for one in done]
 
 
-def save(name: str, what: Mapping[str, Any], found: Sequence[Mapping[str, Any]], *packages: str) -> dict[str, Any]:
+def save(name: str, what: Mapping[str, Any], found: Sequence[Mapping[str, Any]], *packages: str) -> None:
     """Add the row of ``found`` to ``results/NAME.csv``: what was measured, percentiles, circumstances."""
     # Loads torch, whose memory must not count in the rounds.
     from coordexp.bench.measure import append_csv, circumstances, spread
@@ -40,4 +49,3 @@ def save(name: str, what: Mapping[str, Any], found: Sequence[Mapping[str, Any]],
     }  # fmt: skip
     append_csv([row], RESULTS / f"{name}.csv")
     print(json.dumps(row))
-    return row

@@ -243,6 +243,7 @@ class _Chain:
 
     def _record_contract(self, folder: Path) -> None:
         """Fix the image size in the folder's own files and write ``coordexp.json``; every checkpoint gets a copy of both."""
+        from coordexp.data.answers import answer_geometries
         from coordexp.data.staging import atomic_text
         from coordexp.modeling.load import pixel_budget, write_pixel_budget
         from coordexp.modeling.manifest import CHECKPOINT_MANIFEST, CheckpointManifest
@@ -256,7 +257,7 @@ class _Chain:
             num_bins=template.codec.num_bins,
             coord_start=CoordVocab.from_tokenizer(template.tokenizer, template.codec.num_bins).start,
             order=template.order,
-            geometries=self._geometries(),
+            geometries=answer_geometries(self._records("train"), self.config.data.geometry),
             prompt=template.prompt,
             min_pixels=low,
             max_pixels=high,
@@ -281,10 +282,12 @@ class _Chain:
         )
 
     def _geometries(self) -> tuple[Geometry, ...]:
-        """What answers hold: a checkpoint's manifest keeps it, and constrained decoding allows no other."""
-        from coordexp.data.answers import answer_geometries
+        """What answers hold, by the contract that the model stage wrote."""
+        from coordexp.modeling.manifest import read_checkpoint_manifest
 
-        return answer_geometries(self._records("train"), self.config.data.geometry)
+        contract = read_checkpoint_manifest(self._root / "model")
+        assert contract is not None
+        return contract.geometries
 
     def train(self) -> None:
         """Train, log, save checkpoints and the final model under ``checkpoints/``."""

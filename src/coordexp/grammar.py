@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -27,6 +27,11 @@ _OBJECT_START: Final = re.compile(r'\{\s*"desc"\s*:\s*')
 _GEOMETRY_KEY: Final = re.compile(r'\s*,\s*"(bbox_2d|poly|point_2d)"\s*:\s*')
 _KEYED_ANSWER: Final = re.compile(r'\s*\{\s*"object_\d+"\s*:')
 _KEYED_SEPARATOR: Final = re.compile(r'\s*\{?\s*,?\s*"object_\d+"\s*:\s*')
+
+
+def geometries_of(found: Collection[str]) -> tuple[Geometry, ...]:
+    """The geometries in ``found``, in the order of ``GEOMETRIES``; boxes where there are none."""
+    return tuple(name for name in GEOMETRIES if name in found) or ("bbox_2d",)
 
 
 def coord_token(k: int) -> str:

@@ -15,7 +15,7 @@ from coordexp.codec import CoordCodec
 from coordexp.data.options import AnswerGeometry
 from coordexp.data.rows import Record, RecordObject
 from coordexp.errors import ConfigError, DataError
-from coordexp.grammar import GEOMETRIES, Geometry, Instance
+from coordexp.grammar import Geometry, Instance, geometries_of
 
 _RESERVED = re.compile(r"<\|[^|<>]*\|>")
 # Of a record's metadata: what refers to its one object; in a prompt: the place where that is asked.
@@ -67,8 +67,7 @@ def answer_geometries(records: Iterable[Record], geometry: AnswerGeometry = "rec
     """The geometries that answers to these records hold, in the order of the grammar; without objects ``bbox_2d``."""
     if geometry != "recorded":
         return (geometry,)
-    found = {item.geometry for record in records for item in record.objects if not item.crowd}
-    return tuple(name for name in GEOMETRIES if name in found) or ("bbox_2d",)
+    return geometries_of({item.geometry for record in records for item in record.objects if not item.crowd})
 
 
 def answer_objects(

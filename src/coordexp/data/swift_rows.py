@@ -30,6 +30,10 @@ PLACEHOLDERS: Final = ("<image>", "<video>", "<audio>", "<bbox>", "<ref-object>"
 _PLAIN_MODES: Final = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
 
 
+def _placeholders(text: str) -> list[str]:
+    return [token for token in PLACEHOLDERS if token in text]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SwiftExportOptions:
     """``prompt``, ``geometry`` (see ``DataOptions``), ``convention`` and ``order`` must be those that the model is asked with later."""
@@ -45,7 +49,7 @@ class SwiftExportOptions:
             raise ConfigError(f"--convention: expected one of {', '.join(CONVENTIONS)}, got {self.convention}")
         if self.order not in ("sorted", "random"):
             raise ConfigError(f"--order: expected sorted or random, got {self.order}")
-        held = [token for token in PLACEHOLDERS if token in self.prompt]
+        held = _placeholders(self.prompt)
         if held or not self.prompt.strip():
             raise ConfigError(f"--prompt: expected plain text, got {self.prompt!r}: the image's place is added, and ms-swift reads {held}")
 
@@ -71,12 +75,12 @@ def swift_row(record: Record, codec: CoordCodec, options: SwiftExportOptions, im
     """
     instances, adjusted = record_instances(record, codec, geometry=options.geometry, order=options.order, seed=options.seed)
     question = ask(options.prompt, record)
-    if any(token in question for token in PLACEHOLDERS):
+    if _placeholders(question):
         raise DataError(f"{record.source}: metadata.phrase: expected plain text, got {question!r}: ms-swift would replace a part of it")
     refs: list[str] = []
     boxes: list[list[float]] = []
     for item in answer_objects(record, geometry=options.geometry, order=options.order, seed=options.seed):
-        held = [token for token in PLACEHOLDERS if token in item.desc]
+        held = _placeholders(item.desc)
         if held:
             raise DataError(f"{record.source}: desc: expected plain text, got {item.desc!r}: ms-swift would replace {held[0]}")
         values = [int(v) if v.is_integer() else v for v in answer_values(item)]

@@ -173,16 +173,14 @@ class _Row:
         values = self.values(geometry, f"{field}.{geometry}", item[geometry])
         return PredictedObject(
             desc=desc,
-            box=self.bounds(geometry, f"{field}.{geometry}", item[geometry]),
+            box=_bounds(geometry, values),
             score=None if score is None else self.number(f"{field}.score", score),
-            readouts={name: self.bounds(geometry, f"{field}.readouts.{name}", found) for name, found in readouts.items()},
+            readouts={
+                name: _bounds(geometry, self.values(geometry, f"{field}.readouts.{name}", found)) for name, found in readouts.items()
+            },
             geometry=geometry,
             values=values,
         )
-
-    def bounds(self, geometry: Geometry, field: str, value: Any) -> Box:
-        """A box as it stands, reversed or not; of other geometries the bounding box."""
-        return self.box(field, value) if geometry == "bbox_2d" else bounding_box(self.values(geometry, field, value))
 
     def values(self, geometry: Geometry, field: str, value: Any) -> tuple[float, ...]:
         if geometry == "bbox_2d":
@@ -227,6 +225,11 @@ class _Row:
         if not isinstance(value, dict):
             self.fail("problems", "a JSON object of counts", value)
         return {self.text("problems", reason): self.integer(f"problems.{reason}", count, 0) for reason, count in value.items()}
+
+
+def _bounds(geometry: Geometry, values: tuple[float, ...]) -> Box:
+    """A box as it stands, reversed or not; of other geometries the bounding box."""
+    return (values[0], values[1], values[2], values[3]) if geometry == "bbox_2d" else bounding_box(values)
 
 
 def _short(value: object) -> str:

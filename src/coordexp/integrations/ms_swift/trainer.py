@@ -19,7 +19,7 @@ from coordexp.data.collate import IGNORE
 from coordexp.data.images import image_size
 from coordexp.data.staging import atomic_text
 from coordexp.errors import ConfigError, CoordexpError
-from coordexp.grammar import GEOMETRIES
+from coordexp.grammar import geometries_of
 from coordexp.integrations.ms_swift import contract as upstream
 from coordexp.integrations.ms_swift.checks import (
     banner,
@@ -256,7 +256,7 @@ class CoordSwiftTrainer(Seq2SeqTrainer):
             num_bins=self.contract.codec.num_bins,
             coord_start=self.contract.vocab.start,
             order="sorted" if all(fact.ordered for fact in self.facts) else "random",
-            geometries=tuple(g for g in GEOMETRIES if any(g in fact.geometries for fact in self.facts)) or ("bbox_2d",),
+            geometries=geometries_of(frozenset().union(*(fact.geometries for fact in self.facts))),
             prompt=self.prompt,
             min_pixels=low,
             max_pixels=high,
