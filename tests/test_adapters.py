@@ -17,11 +17,11 @@ from coordexp.losses.objective import CoordObjective
 from coordexp.modeling.load import check_model_folder, load_model
 from coordexp.modeling.tiny import tiny_config
 from coordexp.train import forward as forward_module
-from coordexp.train.forward import bind_coord_loss
+from coordexp.train.forward import bind_coord_loss, coord_loss
 from coordexp.train.launch import training_arguments
 from coordexp.train.options import TrainOptions
 from coordexp.train.trainer import CoordTrainer
-from coordexp.vocab.adapters import adapt, head_of, part_of, target_layers
+from coordexp.vocab.adapters import adapt, head_layers, head_of, part_of, target_layers
 from coordexp.vocab.options import AdapterOptions
 from tiny import SMALL, collator, records, template, vocab, workspace
 
@@ -36,11 +36,11 @@ OBJECTIVE = CoordObjective(sigma=3.0)
 
 def _reference(logits, inputs):
     """The default objective by its definition, on full logits."""
-    space, labels = vocab(), inputs["shift_labels"]
+    space, labels = vocab(), inputs["targets"].labels
     coord = (labels >= space.start) & (labels < space.start + space.num_bins)
     text = (labels >= 0) & ~coord
     z = logits[coord].double()
-    distance = torch.arange(space.num_bins) - inputs["coord_centers"][coord].double()[:, None]
+    distance = torch.arange(space.num_bins) - inputs["targets"].centers[coord].double()[:, None]
     q = torch.softmax(-0.5 * (distance / OBJECTIVE.sigma) ** 2, -1)
     columns = slice(space.start, space.start + space.num_bins)
     return (
@@ -68,8 +68,7 @@ def test_loss_and_gradients_are_those_of_the_merged_weights(family, tied, kind, 
     monkeypatch.setattr(forward_module, "linear_coord_loss", watch)
     model = adapted_model(family, tied, kind=kind)
     bind_coord_loss(model, vocab=vocab(), objective=OBJECTIVE)
-    kept = (*STOCK, "shift_labels", "coord_centers", "coord_extents")
-    loss = model(**{k: inputs[k] for k in kept}).loss
+    loss = coord_loss(model, inputs).loss
     loss.backward()
 
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -317,9 +316,10 @@ def test_a_damaged_adapter_or_another_base_is_one_line(damage, tmp_path):
 
 def test_disabled_adapters_leave_the_base_table():
     model = adapted_model(kind="lora")
-    assert head_of(model, vocab()).coord_weight is not None
+    layer, _ = head_layers(model)
+    assert head_of(layer, vocab()).coord_weight is not None
     with model.disable_adapter():
-        assert head_of(model, vocab()).coord_weight is None
+        assert head_of(layer, vocab()).coord_weight is None
 
 
 @pytest.mark.parametrize(

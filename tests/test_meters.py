@@ -11,6 +11,7 @@ import torch
 from scipy.stats import kstest
 
 from coordexp import distribution
+from coordexp.data.targets import Targets
 from coordexp.grammar import ROLE_CODES
 from coordexp.losses.linear import linear_coord_loss
 from coordexp.losses.objective import CoordObjective
@@ -29,7 +30,7 @@ def batch_for(head, seed=3):
     roles = torch.where(torch.rand(len(head.labels), generator=g) < 0.4, ROLE_CODES["desc"], ROLE_CODES["format"])
     roles = torch.where(is_coord, ROLE_CODES["coord"], roles).masked_fill(head.labels == -100, ROLE_CODES["none"])
     slots = torch.randint(0, 4, (len(head.labels),), generator=g).masked_fill(~is_coord, -1)
-    return {"token_roles": roles[None], "coord_slots": slots[None], "coord_extents": (3 * head.extents)[None]}
+    return {"labels": head.labels, "roles": roles, "centers": head.centers, "slots": slots, "extents": 3 * head.extents}
 
 
 def sums_of(head, batch, options, part=slice(None)):
@@ -37,7 +38,7 @@ def sums_of(head, batch, options, part=slice(None)):
         head.hidden[part], head.weight, head.labels[part], coord_start=head.start, num_bins=head.bins, objective=OBJECTIVE,
         centers=head.centers[part], top5=options.log_top5, diagnostics=options.enabled,
     )  # fmt: skip
-    return step_sums(output, {k: v[:, part] for k, v in batch.items()}, options)
+    return step_sums(output, Targets({name: column[None, part] for name, column in batch.items()}, []), options)
 
 
 def slow_metrics(head, batch):
@@ -47,7 +48,7 @@ def slow_metrics(head, batch):
     k = np.arange(head.bins)
     rows = {name: [] for name in ("all", "text", "coord", "desc", "format")}
     names = {code: name for name, code in ROLE_CODES.items()}
-    roles, slots, extents = (batch[name][0].tolist() for name in ("token_roles", "coord_slots", "coord_extents"))
+    roles, slots, extents = (batch[name].tolist() for name in ("roles", "slots", "extents"))
     for i, label in enumerate(head.labels.tolist()):
         if label == -100:
             continue
@@ -130,7 +131,6 @@ def test_every_metric_equals_its_slow_definition_however_the_batch_is_split():
         total = LossSums()
         for part in parts:
             total = total + sums_of(head, batch, options, part)
-        total = total.unpack(total.pack())
         metrics = summarize(total, OBJECTIVE, options)
         for key, value in expected.items():
             assert metrics[key] == pytest.approx(value, rel=1e-6, abs=1e-9), key

@@ -31,7 +31,7 @@ from coordexp.modeling.extend import extend_model
 from coordexp.modeling.load import load_image_processor, load_tokenizer
 from coordexp.modeling.positions import RopeIndex
 from coordexp.modeling.tiny import write_tiny_model
-from coordexp.train.forward import bind_coord_loss
+from coordexp.train.forward import bind_coord_loss, coord_loss
 from coordexp.train.packing import refuse_leaks
 from packs import pack_collator, packed, qwen25_model
 from tiny import collator, fresh_model, records, template, vocab, workspace
@@ -187,17 +187,20 @@ def test_labels_and_everything_beside_them_stay_in_their_sample():
         for example in pack.examples:
             n = len(example.input_ids)
             alone = collator()([example])
-            for name in ("input_ids", "shift_labels", "token_roles", "coord_slots", "mm_token_type_ids", "coord_centers", "coord_extents"):
-                torch.testing.assert_close(batch[name][b, start : start + n], alone[name][0], rtol=0, atol=0, equal_nan=True)
-            assert batch["shift_labels"][b, start + n - 1] == -100
+            for name in ("input_ids", "mm_token_type_ids"):
+                assert torch.equal(batch[name][b, start : start + n], alone[name][0])
+            for name, column in batch["targets"].columns().items():
+                mine = alone["targets"].columns()[name][0]
+                torch.testing.assert_close(column[b, start : start + n], mine, rtol=0, atol=0, equal_nan=True)
+            assert batch["targets"].labels[b, start + n - 1] == -100
             assert batch["position_ids"][0, b, start : start + n].tolist() == list(range(n))
             p = example.pixel_values.shape[0]
             torch.testing.assert_close(batch["pixel_values"][patches : patches + p], example.pixel_values, rtol=0, atol=0)
             start, patches = start + n, patches + p
-        assert (batch["shift_labels"][b, start:] == -100).all()
+        assert (batch["targets"].labels[b, start:] == -100).all()
         assert (batch["mm_token_type_ids"][b, start:] == 0).all()
-    assert batch["image_ids"] == [e.image_id for pack in packs for e in pack.examples]
-    assert batch["image_grid_thw"].shape[0] == len(batch["image_ids"])
+    assert batch["targets"].image_ids == [e.image_id for pack in packs for e in pack.examples]
+    assert batch["image_grid_thw"].shape[0] == len(batch["targets"].image_ids)
 
 
 @pytest.mark.parametrize("make", [fresh_model, qwen25_model], ids=["Qwen3-VL", "Qwen2.5-VL"])
@@ -254,8 +257,7 @@ def test_packing_refuses_an_architecture_it_does_not_know():
 
 def _probe(model, packed_collator, run=None):
     bind_coord_loss(model, vocab=vocab(), objective=CoordObjective())
-    extra = ("image_ids", "token_roles", "coord_slots")
-    run = run or (lambda batch: model(**{k: v for k, v in batch.items() if k not in extra}))
+    run = run or (lambda batch: coord_loss(model, batch))
     return refuse_leaks(
         packed(records()), model=model, run=run, collate=collator(), packed=packed_collator, attention="sdpa", dtype=torch.float32
     )

@@ -269,11 +269,11 @@ def test_batches_hold_the_targets_of_the_training_collator():
     chosen = [samples()[i] for i in (0, 3, 5)]
     got = SwiftCollator(padded, "right")(chosen)
     expected = collator()([template().encode(records()[i]) for i in (0, 3, 5)])
-    for key in ("input_ids", "shift_labels", "token_roles", "coord_centers", "coord_extents", "coord_slots"):
-        assert got[key].dtype == expected[key].dtype, key
-        torch.testing.assert_close(got[key], expected[key], rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(got["input_ids"], expected["input_ids"])
+    for key, column in expected["targets"].columns().items():
+        torch.testing.assert_close(got["targets"].columns()[key], column, rtol=0, atol=0, equal_nan=True)
     assert "labels" not in got
-    assert got["image_ids"] == [str(records()[i].image) for i in (0, 3, 5)]
+    assert got["targets"].image_ids == [str(records()[i].image) for i in (0, 3, 5)]
 
 
 def test_left_padding_moves_targets_with_the_labels():
@@ -283,8 +283,8 @@ def test_left_padding_moves_targets_with_the_labels():
         return right | {"labels": torch.stack(rows)}
 
     got = SwiftCollator(left, "left")([samples()[i] for i in (0, 3)])
-    ids = got["shift_labels"]
-    assert torch.equal(got["coord_centers"].isfinite(), (ids >= vocab().start) & (ids < vocab().start + 1000))
+    ids = got["targets"].labels
+    assert torch.equal(got["targets"].centers.isfinite(), (ids >= vocab().start) & (ids < vocab().start + 1000))
 
 
 def test_fillers_even_out_the_ranks_and_supervise_nothing():
@@ -292,9 +292,9 @@ def test_fillers_even_out_the_ranks_and_supervise_nothing():
     even = EvenSamples(few, multiple=4)
     assert len(even) == 8
     batch = SwiftCollator(padded, "right")([even[i] for i in (4, 5, 7)])
-    assert batch["image_ids"] == [str(records()[4].image)]
-    assert (batch["shift_labels"][1:] == -100).all()
-    assert batch["coord_centers"][1:].isnan().all()
+    assert batch["targets"].image_ids == [str(records()[4].image)]
+    assert (batch["targets"].labels[1:] == -100).all()
+    assert batch["targets"].centers[1:].isnan().all()
 
 
 def test_a_faulty_row_is_named_and_never_replaced():

@@ -79,13 +79,13 @@ def test_the_collator_shifts_labels_and_everything_beside_them_once():
     for b, example in enumerate(examples):
         n = len(example.input_ids)
         expected = [i if r else -100 for i, r in zip(example.input_ids, example.roles, strict=True)]
-        assert batch["shift_labels"][b, : n - 1].tolist() == expected[1:]
-        assert (batch["shift_labels"][b, n - 1 :] == -100).all()
-        at = batch["token_roles"][b] == ROLE_CODES["coord"]
-        assert torch.isfinite(batch["coord_centers"][b][at]).all()
-        assert torch.isnan(batch["coord_centers"][b][~at]).all()
-        assert batch["coord_slots"][b][at].tolist() == [0, 1, 2, 3] * (int(at.sum()) // 4)
-        assert ((batch["shift_labels"][b][at] - vocab().start).float() - batch["coord_centers"][b][at]).abs().max() <= 0.5 + 1e-4
+        assert batch["targets"].labels[b, : n - 1].tolist() == expected[1:]
+        assert (batch["targets"].labels[b, n - 1 :] == -100).all()
+        at = batch["targets"].roles[b] == ROLE_CODES["coord"]
+        assert torch.isfinite(batch["targets"].centers[b][at]).all()
+        assert torch.isnan(batch["targets"].centers[b][~at]).all()
+        assert batch["targets"].slots[b][at].tolist() == [0, 1, 2, 3] * (int(at.sum()) // 4)
+        assert ((batch["targets"].labels[b][at] - vocab().start).float() - batch["targets"].centers[b][at]).abs().max() <= 0.5 + 1e-4
 
 
 def test_a_position_predicts_its_shift_label_as_the_stock_loss_sees_it():
@@ -94,11 +94,11 @@ def test_a_position_predicts_its_shift_label_as_the_stock_loss_sees_it():
     examples = [template().encode(r) for r in records()[:2]]
     batch = collator()(examples)
     labels = torch.full_like(batch["input_ids"], -100)
-    labels[:, 1:] = batch["shift_labels"][:, :-1]
+    labels[:, 1:] = batch["targets"].labels[:, :-1]
     names = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
     with torch.no_grad():
         output = model(**{k: batch[k] for k in names}, labels=labels)
-    mine = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), batch["shift_labels"].flatten(), ignore_index=-100)
+    mine = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), batch["targets"].labels.flatten(), ignore_index=-100)
     assert mine.item() == pytest.approx(output.loss.item(), rel=1e-6)
 
 

@@ -14,7 +14,6 @@ from coordexp.data.dataset import RecordDataset
 from coordexp.decode.options import DecodeOptions
 from coordexp.errors import ConfigError
 from coordexp.losses.objective import CoordObjective
-from coordexp.modeling.positions import backbone
 from coordexp.predicting import probe
 from coordexp.train import launch
 from coordexp.train.best import PROBE_KEYS, check_best, rankable
@@ -41,9 +40,9 @@ class _Poison(CoordTrainer):
     victim = None
     gradient = False
 
-    def _run(self, model, inputs, normalizer):
-        output = super()._run(model, inputs, normalizer)
-        if model.training and self.victim in inputs["image_ids"]:
+    def run_batch(self, model, inputs, normalizer):
+        output = super().run_batch(model, inputs, normalizer)
+        if model.training and self.victim in inputs["targets"].image_ids:
             if self.gradient:
                 output.loss.register_hook(lambda g: g * math.nan)
             else:
@@ -213,7 +212,7 @@ def test_every_rankable_metric_is_one_that_an_evaluation_or_the_probe_gives(tmp_
 def test_throughput_counts_real_tokens_and_the_loss_share_is_a_share(tmp_path):
     watch = _Rows()
     trainer = _trainer(tmp_path, callbacks=[watch], steps=3)
-    trainer.speed = SpeedMeter(trainer.model, backbone(trainer.model))
+    trainer.speed = SpeedMeter(trainer.model.get_output_embeddings(), cuda=False)
     trainer.train()
     rows = [row for row in watch.rows if "loss" in row]
     examples = [template().encode(r) for r in records()[:12]]

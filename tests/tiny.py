@@ -19,8 +19,7 @@ from coordexp.modeling.extend import extend_model
 from coordexp.modeling.load import load_image_processor, load_model, load_tokenizer, save_model_folder
 from coordexp.modeling.options import TinyOptions
 from coordexp.modeling.tiny import write_tiny_model
-from coordexp.train.forward import bind_coord_loss
-from coordexp.train.trainer import BOOKKEEPING
+from coordexp.train.forward import bind_coord_loss, coord_loss
 from coordexp.vocab.coord_vocab import CoordVocab
 from coordexp.vocab.options import VocabOptions
 
@@ -69,11 +68,10 @@ def fitted_folder() -> Path:
     model = fresh_model()
     bind_coord_loss(model, vocab=vocab(), objective=CoordObjective(soft_ce=0.0, ce=1.0))
     batch = collator()([template().encode(record) for record in records("train")[:2]])
-    batch = {key: value for key, value in batch.items() if key not in BOOKKEEPING}
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(70):
         optimizer.zero_grad()
-        model(**batch).loss.backward()
+        coord_loss(model, batch).loss.backward()
         optimizer.step()
     save_model_folder(model, template().tokenizer, folder, processor_from=workspace() / "model")
     return folder

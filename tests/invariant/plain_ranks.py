@@ -17,8 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 import tiny
 from coordexp.losses.objective import TERMS, CoordObjective
 from coordexp.losses.sums import Normalizer
-from coordexp.train.forward import bind_coord_loss
-from coordexp.train.trainer import BOOKKEEPING
+from coordexp.train.forward import bind_coord_loss, coord_loss
 
 
 def sharded_gradient(batches, rank):
@@ -33,7 +32,7 @@ def sharded_gradient(batches, rank):
     for layer in (*model.model.language_model.layers, *model.model.visual.blocks):
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    loss = model(**inputs(batches[rank]), normalizer=Normalizer(text, coord)).loss * 2
+    loss = coord_loss(model, divided(batches[rank], Normalizer(text, coord))).loss * 2
     loss.backward()
     parts = [p.grad.full_tensor().flatten() for p in model.parameters() if p.grad is not None]
     return torch.cat(parts), whole
@@ -58,14 +57,14 @@ def term_gradients(samples, rank):
         wrapped = DistributedDataParallel(model)
         for i, part in enumerate(mine):
             with contextlib.nullcontext() if i else wrapped.no_sync():
-                (wrapped(**inputs(part), normalizer=normalizer).loss * 2).backward()
+                (coord_loss(wrapped, divided(part, normalizer)).loss * 2).backward()
         found[f"{name}, {normalization}"] = (tiny.gradients(model), expected)
     return found
 
 
-def inputs(batch):
-    """What the model takes of a batch."""
-    return {k: v for k, v in batch.items() if k not in BOOKKEEPING}
+def divided(batch, normalizer):
+    """The batch under other counts than its own."""
+    return {**batch, "targets": batch["targets"].divided_by(normalizer)}
 
 
 def accumulated(batches, objective, normalizer):
@@ -73,7 +72,7 @@ def accumulated(batches, objective, normalizer):
     model = tiny.fresh_model().train()
     bind_coord_loss(model, vocab=tiny.vocab(), objective=objective)
     for batch in batches:
-        model(**inputs(batch), normalizer=normalizer).loss.backward()
+        coord_loss(model, divided(batch, normalizer)).loss.backward()
     return model
 
 

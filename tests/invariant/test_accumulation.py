@@ -84,13 +84,13 @@ def test_logged_loss_is_the_sum_of_its_contributions_and_matches_a_direct_comput
     names = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
     with torch.no_grad():
         logits = model(**{k: batch[k] for k in names}).logits.double()
-    labels = batch["shift_labels"]
+    labels = batch["targets"].labels
     coord = (labels >= vocab().start) & (labels < vocab().start + 1000)
     text = (labels >= 0) & ~coord
     z = logits[coord]
-    q = torch.softmax(-0.5 * ((torch.arange(1000) - batch["coord_centers"][coord].double()[:, None]) / 3.0) ** 2, -1)
+    q = torch.softmax(-0.5 * ((torch.arange(1000) - batch["targets"].centers[coord].double()[:, None]) / 3.0) ** 2, -1)
     log_p = z[:, vocab().start : vocab().start + 1000].log_softmax(-1)
-    h = (torch.arange(1000) + 1 - batch["coord_centers"][coord].double()[:, None]).clamp(0, 1)
+    h = (torch.arange(1000) + 1 - batch["targets"].centers[coord].double()[:, None]).clamp(0, 1)
     expected = (
         torch.nn.functional.cross_entropy(logits[text], labels[text])
         - (q * log_p).sum(-1).mean()
@@ -126,7 +126,7 @@ def test_plain_ce_recipe_trains_like_a_plain_torch_loop(tmp_path):
     model = fresh_model()
     names = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
     logits = model(**{k: batch[k] for k in names}).logits
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["shift_labels"].flatten(), ignore_index=-100)
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["targets"].labels.flatten(), ignore_index=-100)
     loss.backward()
     expected = gradients(model)
     got = watch.gradient

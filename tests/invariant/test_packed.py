@@ -95,14 +95,14 @@ def test_an_epoch_takes_the_planned_steps_and_every_sample_once(tmp_path):
     steps = data.schedule.steps
     trainer, watch = make_trainer(tmp_path, data, CoordObjective(), accumulate=2, steps=2 * steps)
     seen = []
-    run = trainer._run
+    run = trainer.run_batch
 
     def watched(model, inputs, normalizer):
         if model.training:
-            seen.extend(inputs["image_ids"])
+            seen.extend(inputs["targets"].image_ids)
         return run(model, inputs, normalizer)
 
-    trainer._run = watched
+    trainer.run_batch = watched
     trainer.train()
     rows = [row for row in watch.logs if "loss" in row]
     assert [row["epoch"] for row in rows][steps - 1 :: steps] == [1.0, 2.0]

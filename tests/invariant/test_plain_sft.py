@@ -60,7 +60,7 @@ def _plain(kind):
             batch = collator()([template().encode(records()[i]) for i in order[start : start + window]])
             names = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
             logits = model(**{k: batch[k] for k in names}).logits
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["shift_labels"].flatten(), ignore_index=-100)
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["targets"].labels.flatten(), ignore_index=-100)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

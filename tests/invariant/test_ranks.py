@@ -56,7 +56,7 @@ def mixed_records():
 
 def counted(batches):
     """Text and coordinate positions of batches, counted by hand."""
-    labels = torch.cat([batch["shift_labels"].flatten() for batch in batches])
+    labels = torch.cat([batch["targets"].labels.flatten() for batch in batches])
     coord = ((labels >= vocab().start) & (labels < vocab().start + 1000)).sum()
     return (labels >= 0).sum() - coord, coord
 

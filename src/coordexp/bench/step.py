@@ -93,8 +93,9 @@ def _variants(bench: StepBench, scratch: Path) -> dict[str, Callable[[], object]
 
 def _stock_batch(batch: dict[str, Any]) -> dict[str, Any]:
     """What a model's own loss takes: labels that it shifts itself."""
-    labels = torch.full_like(batch["shift_labels"], IGNORE)
-    labels[:, 1:] = batch["shift_labels"][:, :-1]
+    shifted = batch["targets"].labels
+    labels = torch.full_like(shifted, IGNORE)
+    labels[:, 1:] = shifted[:, :-1]
     kept = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "mm_token_type_ids")
     return {name: batch[name] for name in kept} | {"labels": labels}
 

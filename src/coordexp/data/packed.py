@@ -4,31 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from coordexp.data.answers import PHRASE
-from coordexp.data.collate import IGNORE, TrainCollator
+from coordexp.data.collate import TrainCollator
 from coordexp.data.dataset import RecordDataset, unsupervised
 from coordexp.data.options import PackingOptions
 from coordexp.data.packing import FILLER, PackPlan, PackSchedule, digest, plan_packs
 from coordexp.data.records import Record
+from coordexp.data.targets import beside, side_by_side
 from coordexp.data.template import ChatTemplate, Example
 from coordexp.errors import DataError
-from coordexp.grammar import ROLE_CODES
-
-NAN: Final = float("nan")
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Samples of one row. A filler's sample supervises nothing and does not count."""
+    """Samples of one row. That of a filler supervises nothing and does not count."""
 
     examples: tuple[Example, ...]
-    filler: bool = False
 
 
 class PackedDataset(Dataset[Pack]):
@@ -47,7 +44,7 @@ class PackedDataset(Dataset[Pack]):
         plan = self.schedule.plan
         if number == FILLER:
             shortest = min((i for pack in plan.packs for i in pack), key=lambda i: (plan.sample_lengths[i], i))
-            return Pack((unsupervised(self.samples[shortest]),), filler=True)
+            return Pack((unsupervised(self.samples[shortest]),))
         examples = tuple(self.samples[i] for i in plan.packs[number])
         tokens = sum(len(example.input_ids) for example in examples)
         if tokens > plan.length:
@@ -61,17 +58,6 @@ class PackedDataset(Dataset[Pack]):
         """Called by the data loader at the start of an epoch."""
         self.samples.set_epoch(epoch)
         self._order = self.schedule.order(epoch)
-
-
-# What runs along the row, and what stands there in padding.
-ALONG_ROW: Final[dict[str, float]] = {
-    "mm_token_type_ids": 0,
-    "shift_labels": IGNORE,
-    "token_roles": ROLE_CODES["none"],
-    "coord_centers": NAN,
-    "coord_extents": NAN,
-    "coord_slots": -1,
-}
 
 
 @dataclass(frozen=True)
@@ -96,14 +82,14 @@ class PackCollator:
         if self.single_row:
             rows = [[sample for row in rows for sample in row]]
         length = max(sum(sample["input_ids"].shape[1] for sample in row) for row in rows)
-        fills = {"input_ids": self.collate.pad_token_id, **ALONG_ROW}
+        fills = {"input_ids": self.collate.pad_token_id, "mm_token_type_ids": 0}
         batch: dict[str, Any] = {
-            name: torch.cat([_row([sample[name] for sample in row], length, fill) for row in rows]) for name, fill in fills.items()
+            name: torch.cat([side_by_side([sample[name] for sample in row], length, fill) for row in rows]) for name, fill in fills.items()
         }
         batch["position_ids"] = torch.cat([_positions([sample["position_ids"] for sample in row], length) for row in rows], dim=1)
         for name in ("pixel_values", "image_grid_thw"):
             batch[name] = torch.cat([sample[name] for row in rows for sample in row])
-        batch["image_ids"] = [example.image_id for pack in packs if not pack.filler for example in pack.examples]
+        batch["targets"] = beside([[sample["targets"] for sample in row] for row in rows], length)
         return batch
 
     def _sample(self, example: Example) -> dict[str, Any]:
@@ -113,11 +99,6 @@ class PackCollator:
         rotary = self.rope_index(ids, sample["mm_token_type_ids"], sample["image_grid_thw"])
         text = torch.arange(ids.shape[1]).view(1, 1, -1)
         return {**sample, "position_ids": torch.cat([text, rotary])}
-
-
-def _row(parts: Sequence[Tensor], length: int, fill: float) -> Tensor:
-    row = torch.cat(list(parts), dim=1)
-    return torch.nn.functional.pad(row, (0, length - row.shape[1]), value=fill)
 
 
 def _positions(parts: Sequence[Tensor], length: int) -> Tensor:

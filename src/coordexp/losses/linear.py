@@ -19,6 +19,10 @@ from coordexp.losses.terms import CoordSlice
 
 IGNORE: Final = -100
 
+class UngatheredWeight(ValueError):
+    """A weight of the head of which this process holds a part or nothing."""
+
+
 # Buffer for one chunk of logits. More rows a chunk mean fewer passes over dW and better matrix products.
 DEFAULT_BUDGET_MB: Final = {"cpu": 128, "cuda": 1280}
 
@@ -27,7 +31,7 @@ DEFAULT_BUDGET_MB: Final = {"cpu": 128, "cuda": 1280}
 class CoordLossOutput:
     """``loss`` 0-dim with a graph; ``sums`` detached; ``diagnostics`` per supervised position ``[S]``.
 
-    ``index`` ``[S]`` are the positions in T, coordinates first; ``is_coord`` ``[S]`` says which they are.
+    ``index`` ``[S]``, on the host, are the positions in T, the ``num_coord`` coordinates first.
     Diagnostics that exist for coordinates only are NaN at text positions.
     """
 
@@ -35,7 +39,6 @@ class CoordLossOutput:
     sums: LossSums
     diagnostics: dict[str, Tensor]
     index: Tensor
-    is_coord: Tensor
     num_coord: int
 
 
@@ -151,7 +154,7 @@ def linear_coord_loss(
 
     Raises:
         ValueError: shapes that do not fit, labels out of range, a centre that is not finite or an extent that
-            is negative at a coordinate label, an empty or sharded weight, an unknown ``impl``.
+            is negative at a coordinate label, an empty or sharded weight (:class:`UngatheredWeight`), an unknown ``impl``.
     """
     run = implementation(impl, hidden.device)
     budget = DEFAULT_BUDGET_MB.get(hidden.device.type, 512) if logits_budget_mb is None else logits_budget_mb
@@ -163,13 +166,12 @@ def linear_coord_loss(
     coords = index[:num_coord]
     middle = _at(centers, coords, "centers") if centers is not None else rows[:num_coord] - coord_start
     size = None if extents is None else _at(extents, coords, "extents")
-    index = _send(index, device)
     if normalizer is None:
-        counts = _send(torch.tensor([len(rows) - num_coord, num_coord]), device)
+        counts = send(torch.tensor([len(rows) - num_coord, num_coord]), device)
         normalizer = Normalizer(text=counts[0], coord=counts[1])
     inputs = HeadInputs(
-        hidden=hidden.index_select(0, index), weight=weight, labels=_send(rows, device), num_coord=num_coord,
-        centers=_send(middle, device).to(wide), extents=None if size is None else _send(size, device).to(wide),
+        hidden=hidden.index_select(0, send(index, device)), weight=weight, labels=send(rows, device), num_coord=num_coord,
+        centers=send(middle, device).to(wide), extents=None if size is None else send(size, device).to(wide),
         coord_weight=coord_weight, bias=bias, coord_start=coord_start, num_bins=num_bins, objective=objective,
         normalizer=normalizer, budget_mb=budget, top5=top5, diagnostics=diagnostics, wide=wide,
     )  # fmt: skip
@@ -198,7 +200,7 @@ def _at(values: Tensor, coords: Tensor, name: str) -> Tensor:
     return kept
 
 
-def _send(value: Tensor, device: torch.device) -> Tensor:
+def send(value: Tensor, device: torch.device) -> Tensor:
     """To the device without waiting for it."""
     return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
 
@@ -208,14 +210,12 @@ def _output(result: HeadResult, x: HeadInputs, index: Tensor) -> CoordLossOutput
     coord = derived(dict(result.coord), x.centers)
     kl = result.terms["kl"]
     counted = {**result.terms, **coord, **result.everywhere, "coord_mass": result.everywhere["mass"][: x.num_coord]}
-    sums = {
-        name: (value.detach().sum(dtype=torch.float64), torch.full((), value.numel(), dtype=torch.float64, device=value.device))
-        for name, value in counted.items()
-    }
-    padding = torch.full((x.num_rows - x.num_coord,), torch.nan, dtype=x.wide, device=index.device)
+    totals = torch.stack([value.detach().sum(dtype=torch.float64) for value in counted.values()])
+    counts = send(torch.tensor([value.numel() for value in counted.values()], dtype=torch.float64), totals.device)
+    sums = LossSums.joined(tuple(counted), totals, counts)
+    padding = torch.full((x.num_rows - x.num_coord,), torch.nan, dtype=x.wide, device=totals.device)
     diagnostics = {name: torch.cat([value, padding]) for name, value in {**coord, "kl": kl.detach()}.items()}
-    is_coord = torch.arange(x.num_rows, device=index.device) < x.num_coord
-    return CoordLossOutput(result.loss, LossSums(sums), {**diagnostics, **result.everywhere}, index, is_coord, x.num_coord)
+    return CoordLossOutput(result.loss, sums, {**diagnostics, **result.everywhere}, index, x.num_coord)
 
 
 def term_scales(objective: CoordObjective, normalizer: Normalizer) -> dict[str, Tensor]:
@@ -252,12 +252,14 @@ def _check_shapes(
     coord_weight: Tensor | None,
     bias: Tensor | None,
 ) -> None:
+    # First, because an ungathered weight of ZeRO-3 has one dimension and no element.
+    for name, value in (("weight", weight), ("coord_weight", coord_weight)):
+        if value is not None and value.numel() == 0:
+            raise UngatheredWeight(f"{name} is empty ({list(value.shape)}): under ZeRO-3, gather it before the loss")
+        if type(value).__module__.startswith("torch.distributed"):
+            raise UngatheredWeight(f"{name} is sharded ({type(value).__name__}): run the loss inside the wrapped forward")
     if hidden.ndim != 2 or weight.ndim != 2:
         raise ValueError(f"expected hidden [T, D] and weight [V, D], got {list(hidden.shape)} and {list(weight.shape)}")
-    if weight.shape[0] == 0 or weight.numel() == 0:
-        raise ValueError(f"weight is empty ({list(weight.shape)}): under ZeRO-3, gather it before the loss")
-    if type(weight).__module__.startswith("torch.distributed"):
-        raise ValueError(f"weight is sharded ({type(weight).__name__} {list(weight.shape)}): run the loss inside the wrapped forward")
     if hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"hidden has width {hidden.shape[1]}, weight has {weight.shape[1]}")
     if coord_start < 0 or num_bins < 2 or coord_start + num_bins > weight.shape[0] or num_bins == weight.shape[0]:

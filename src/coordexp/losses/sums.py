@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,54 +20,82 @@ class Normalizer:
 
 @dataclass(frozen=True)
 class LossSums:
-    """``values[name] = (sum, count)``, detached 0-dim float64 tensors; ``histograms[name]``, counts per bin. Adding adds all.
+    """Pairs ``(sum, count)`` under ``names``, then the histograms ``bins`` (name and number of bins), in one detached float64 ``vector``
+    ``[2 * len(names) + all bins]`` on the device: adding, sending and reducing it over ranks is one operation.
 
     A mean is taken once, by whoever reports it; a count of zero gives NaN there, not zero.
     """
 
-    values: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    histograms: Mapping[str, Tensor] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    bins: tuple[tuple[str, int], ...] = ()
+    vector: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
 
     @staticmethod
-    def of(named: Mapping[str, tuple[Tensor, Tensor]]) -> LossSums:
-        """Detached float64 copies of ``(sum, count)`` pairs."""
-        return LossSums({k: (s.detach().double(), n.detach().double()) for k, (s, n) in named.items()})
+    def of(pairs: Mapping[str, tuple[Tensor, Tensor]], histograms: Mapping[str, Tensor] | None = None) -> LossSums:
+        """From 0-dim ``(sum, count)`` pairs and counts per bin."""
+        sums, counts = (torch.stack([pair[i].detach().double() for pair in pairs.values()]) for i in (0, 1))
+        return LossSums.joined(tuple(pairs), sums, counts, histograms)
+
+    @staticmethod
+    def joined(names: Sequence[str], sums: Tensor, counts: Tensor, histograms: Mapping[str, Tensor] | None = None) -> LossSums:
+        """From ``sums`` and ``counts`` ``[len(names)]`` and counts per bin, on one device."""
+        histograms = histograms or {}
+        pairs = torch.stack([sums.detach().double(), counts.double()], dim=1).flatten()
+        bins = tuple((name, counts.numel()) for name, counts in histograms.items())
+        return LossSums(tuple(names), bins, torch.cat([pairs, *(h.double() for h in histograms.values())]))
+
+    def __bool__(self) -> bool:
+        return bool(self.names)
 
     def __add__(self, other: LossSums) -> LossSums:
-        if not self.values:
+        if not self:
             return other
-        if not other.values:
+        if not other:
             return self
-        if self.values.keys() != other.values.keys():
-            raise ValueError(f"sums with different names cannot be added: {sorted(self.values.keys() ^ other.values.keys())}")
-        values = {k: (s + other.values[k][0], n + other.values[k][1]) for k, (s, n) in self.values.items()}
-        return LossSums(values, {k: h + other.histograms[k] for k, h in self.histograms.items()})
+        if (self.names, self.bins) != (other.names, other.bins):
+            raise ValueError(f"sums with different names cannot be added: {sorted(set(self.names) ^ set(other.names))}")
+        return self.at(self.vector + other.vector)
+
+    def beside(self, other: LossSums) -> LossSums:
+        """Both as one; no name may be in both.
+
+        Raises:
+            ValueError: a name is.
+        """
+        names, n, m = (*self.names, *other.names), 2 * len(self.names), 2 * len(other.names)
+        if len(set(names)) < len(names):
+            raise ValueError(f"sums under one name twice: {sorted(set(self.names) & set(other.names))}")
+        parts = (self.vector[:n], other.vector[:m], self.vector[n:], other.vector[m:])
+        return LossSums(names, (*self.bins, *other.bins), torch.cat(parts))
+
+    def at(self, vector: Tensor) -> LossSums:
+        """The same names with another ``vector``: on another device, or summed over ranks."""
+        return LossSums(self.names, self.bins, vector)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.values)
+        return iter(self.names)
+
+    @cached_property
+    def _place(self) -> dict[str, int]:
+        return {name: 2 * i for i, name in enumerate(self.names)}
 
     def sum(self, name: str) -> Tensor:
         """The sum under ``name``."""
-        return self.values[name][0]
+        return self.vector[self._place[name]]
 
     def count(self, name: str) -> Tensor:
         """The count under ``name``."""
-        return self.values[name][1]
+        return self.vector[self._place[name] + 1]
 
     def mean(self, name: str) -> Tensor:
         """``sum / count``; NaN where nothing was counted."""
-        total, count = self.values[name]
-        return total / count
+        return self.sum(name) / self.count(name)
 
-    def pack(self) -> Tensor:
-        """All pairs, then all histograms, as one float64 vector in sorted order of the names, for one collective."""
-        pairs = torch.stack([part for name in sorted(self.values) for part in self.values[name]])
-        return torch.cat([pairs, *(self.histograms[name] for name in sorted(self.histograms))])
-
-    def unpack(self, packed: Tensor) -> LossSums:
-        """The inverse of :meth:`pack`, with this object's names."""
-        rows = packed[: 2 * len(self.values)].view(-1, 2)
-        names = sorted(self.histograms)
-        parts = torch.split(packed[2 * len(self.values) :], [self.histograms[name].numel() for name in names])
-        values = {name: (rows[i, 0], rows[i, 1]) for i, name in enumerate(sorted(self.values))}
-        return LossSums(values, dict(zip(names, parts, strict=True)))
+    @property
+    def histograms(self) -> dict[str, Tensor]:
+        """Counts per bin by name."""
+        found, start = {}, 2 * len(self.names)
+        for name, size in self.bins:
+            found[name] = self.vector[start : start + size]
+            start += size
+        return found

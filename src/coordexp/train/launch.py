@@ -23,10 +23,10 @@ from coordexp.data.template import ChatTemplate
 from coordexp.errors import ConfigError, RunStopped
 from coordexp.losses.objective import CoordObjective
 from coordexp.modeling.load import copy_processor_files
-from coordexp.modeling.positions import backbone
 from coordexp.train.best import check_best
 from coordexp.train.callbacks import JsonlLog, ProgressBar, rewind_log
 from coordexp.train.checkpoint import STATE, check_identity, checkpoint_step, checkpoints, publish, remove_partial
+from coordexp.train.forward import unwrapped
 from coordexp.train.optimizer import GroupRates, describe_groups
 from coordexp.train.options import TokenTypeMetrics, TrainOptions
 from coordexp.train.packing import PackedData, packed_data, refuse_leaks
@@ -34,7 +34,7 @@ from coordexp.train.probe import GenerationProbe, ProbeRun
 from coordexp.train.speed import SpeedMeter
 from coordexp.train.stopping import StopRequest
 from coordexp.train.trainer import CoordTrainer
-from coordexp.vocab.adapters import adapt, describe_adapter
+from coordexp.vocab.adapters import adapt, describe_adapter, head_layers
 from coordexp.vocab.coord_vocab import CoordVocab
 from coordexp.vocab.options import AdapterOptions
 
@@ -70,7 +70,7 @@ def training_arguments(options: TrainOptions, output_dir: Path, *, seed: int) ->
         dataloader_num_workers=options.dataloader_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
-        label_names=["shift_labels"],
+        label_names=["targets"],
         report_to=list(options.report_to) or "none",
         disable_tqdm=True,
         # Every parameter takes part in every step: a micro-batch without coordinate positions gives graph-connected zeros.
@@ -173,7 +173,7 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.speed = SpeedMeter(model, backbone(model))
+    trainer.speed = SpeedMeter(head_layers(unwrapped(model))[1], cuda=args.device.type == "cuda")
     if generation is not None:
         generation.trainer = trainer
     if options.on_nonfinite == "skip" and trainer.is_deepspeed_enabled:
@@ -290,7 +290,7 @@ def _probe(trainer: CoordTrainer, plain: TrainCollator, console: Console) -> Non
     def run(batch: dict[str, Any]) -> None:
         # Trainer wraps the model in this autocast when training starts, which is later.
         with torch.autocast(trainer.args.device.type, torch.bfloat16, enabled=trainer.args.bf16):
-            trainer._run(trainer.model, trainer._prepare_inputs(batch), None)
+            trainer.run_batch(trainer.model, trainer._prepare_inputs(batch), None)
 
     worst = refuse_leaks(
         trainer.train_dataset,

@@ -3,57 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from coordexp.data.targets import Targets
 from coordexp.grammar import ROLE_CODES
-from coordexp.losses.linear import CoordLossOutput
+from coordexp.losses.linear import CoordLossOutput, send
 from coordexp.losses.objective import COORD_TERMS, TERMS, TEXT_TERMS, CoordObjective
 from coordexp.losses.sums import LossSums
 from coordexp.train.options import TokenTypeMetrics
 from coordexp.train.registry import HEADLINES, HISTOGRAMS, ROLES, SIZES, SLOTS, Histogram, shown
 
 
-def step_sums(output: CoordLossOutput, batch: Mapping[str, Any], options: TokenTypeMetrics) -> LossSums:
-    """The output's sums, split by token role, slot and size, and the histograms.
+def step_sums(output: CoordLossOutput, targets: Targets, options: TokenTypeMetrics) -> LossSums:
+    """The output's sums and the number of samples; by default also sums by token role, slot and size, and the histograms.
 
-    ``batch`` holds ``token_roles``, ``coord_slots`` and ``coord_extents`` ``[B, T]``, aligned with the labels.
+    Which position is what is known on the host: all groups are sent to the device as one table.
     """
+    device = output.loss.device
+    one = torch.ones(1, dtype=torch.float64, device=device)
+    sums = output.sums.beside(LossSums.joined(("samples",), one * len(targets.image_ids), one))
     if not options.enabled:
-        return output.sums
-    index = output.index
-    roles = batch["token_roles"].reshape(-1).index_select(0, index)
-    groups = {role: roles == ROLE_CODES[role] for role in ROLES}
-    groups["coord"] = output.is_coord
-    groups["text"] = ~output.is_coord
-    d = output.diagnostics
+        return sums
+    n, index, d = output.num_coord, output.index, output.diagnostics
+    roles = targets.roles.flatten()[index]
+    coord = torch.arange(len(index)) < n
+    groups = {role: roles == ROLE_CODES[role] for role in ROLES} | {"coord": coord, "text": ~coord}
     columns: dict[str, Tensor] = {"noncoord_argmax": 1.0 - d["argmax_is_coord"]}
     columns |= {name: d[name] for name in ("correct", "argmax_is_coord", *(["correct_top5"] if options.log_top5 else []))}
-    values = _split(columns, groups)
-    total = torch.full((), float(len(index)), dtype=torch.float64, device=index.device)
-    values |= {f"share@{role}": (values[f"correct@{role}"][1], total) for role in ROLES}
+    sums = sums.beside(_split(columns, groups)).beside(_shares(groups, device))
     if options.coord_monitor_mass:
-        kept = _strided(groups["text"], options.coord_monitor_mass_max_tokens)
-        masked = {name: group & (kept | output.is_coord) for name, group in groups.items()}
-        values |= _split({"mass": d["mass"]}, masked)
-    n = output.num_coord
-    slots = batch["coord_slots"].reshape(-1).index_select(0, index[:n])
-    extents = batch["coord_extents"].reshape(-1).index_select(0, index[:n])
+        kept = coord | _strided(groups["text"], options.coord_monitor_mass_max_tokens)
+        sums = sums.beside(_split({"mass": d["mass"]}, {name: group & kept for name, group in groups.items()}))
+    slots, extents = targets.slots.flatten()[index[:n]], targets.extents.flatten()[index[:n]]
     parts = {slot: slots == number for number, slot in enumerate(SLOTS)}
     parts |= {size: (extents > low) & (extents <= high) if low else extents <= high for size, (low, high) in SIZES.items()}
-    values |= _split({source: d[source][:n] for _, source, _ in HEADLINES}, parts)
-    histograms = {name: _histogram(d[h.source][:n], h) for name, h in HISTOGRAMS.items()}
-    return LossSums({**output.sums.values, **values}, histograms)
+    sums = sums.beside(_split({source: d[source][:n] for _, source, _ in HEADLINES}, parts))
+    empty = torch.zeros(0, dtype=torch.float64, device=device)
+    return sums.beside(LossSums.joined((), empty, empty, {name: _histogram(d[h.source][:n], h) for name, h in HISTOGRAMS.items()}))
 
 
-def _split(columns: Mapping[str, Tensor], groups: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """``{column@group: (sum, count)}`` of all columns ``[n]`` over all groups (masks ``[n]``) by one product in float64."""
-    masks = torch.stack(list(groups.values())).double()
-    table = masks @ torch.stack([*columns.values()], dim=1).double()
-    counts = masks.sum(dim=1)
-    return {f"{c}@{g}": (table[i, j], counts[i]) for i, g in enumerate(groups) for j, c in enumerate(columns)}
+def _split(columns: Mapping[str, Tensor], groups: Mapping[str, Tensor]) -> LossSums:
+    """``column@group`` of all columns ``[n]`` over all groups (masks ``[n]`` on the host).
+
+    Chosen, not multiplied by 0 and 1: a NaN stays in its own groups.
+    """
+    masks = torch.stack(list(groups.values()))
+    values = torch.stack([*columns.values()], dim=1).double()
+    sums = torch.where(send(masks, values.device)[:, :, None], values, 0.0).sum(dim=1)
+    counts = send(masks.sum(dim=1), values.device)[:, None].expand_as(sums)
+    return LossSums.joined([f"{c}@{g}" for g in groups for c in columns], sums.flatten(), counts.flatten())
+
+
+def _shares(groups: Mapping[str, Tensor], device: torch.device) -> LossSums:
+    """``share@role``: the positions of each role, of all."""
+    counts = send(torch.tensor([[int(groups[role].sum()) for role in ROLES], [len(groups["text"])] * len(ROLES)]), device)
+    return LossSums.joined([f"share@{role}" for role in ROLES], counts[0], counts[1])
 
 
 def _strided(mask: Tensor, most: int | None) -> Tensor:
@@ -65,8 +71,12 @@ def _strided(mask: Tensor, most: int | None) -> Tensor:
 
 
 def _histogram(values: Tensor, h: Histogram) -> Tensor:
-    place = ((values.double() - h.low) * (h.bins / (h.high - h.low))).floor().clamp(0, h.bins - 1).long()
-    return torch.zeros(h.bins, dtype=torch.float64, device=values.device).index_add(0, place, torch.ones_like(place, dtype=torch.float64))
+    """Counts per bin ``[bins]``; a value that is no number has no bin and makes the first count NaN, so that nothing is read from them."""
+    known = values == values
+    place = ((values.double() - h.low) * (h.bins / (h.high - h.low))).floor().clamp(0, h.bins - 1)
+    place = torch.where(known, place, 0.0).long()
+    one = torch.where(known, 1.0, torch.nan).double()
+    return torch.zeros(h.bins, dtype=torch.float64, device=values.device).index_add(0, place, one)
 
 
 def quantile(counts: Tensor, h: Histogram, level: float) -> float:

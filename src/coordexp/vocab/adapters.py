@@ -45,32 +45,45 @@ class Head:
     bias: Tensor | None
 
 
-def head_of(model: Any, vocab: CoordVocab) -> Head:
-    """The head of a causal model. With trained rows, ``weight`` is the frozen base table: the wrapper's own ``weight``
-    would be a merged copy of all V rows that requires a gradient.
+def head_layers(model: Any) -> tuple[nn.Module, nn.Linear]:
+    """The head of a causal model as the model calls it, and the linear module in it: one module, unless PEFT trains rows of it.
 
     Raises:
-        ConfigError: a head adapted in another way, or rows that are not the coordinate rows.
+        ConfigError: a head adapted in another way.
     """
     head = model.get_output_embeddings()
     if isinstance(head, nn.Linear):
-        return Head(head.weight, None, head.bias)
+        return head, head
     layer = _rows_layer(head)
-    if layer is None:
+    linear = None if layer is None else layer.get_base_layer()
+    if not isinstance(linear, nn.Linear):
         raise ConfigError(
             f"the output head is a {type(head).__name__}: the loss knows a linear head, trained coordinate rows on it and nothing else: "
             "leave lm_head out of adapter.targets"
         )
-    base = layer.get_base_layer()
-    active = list(layer.active_adapters)
-    if layer.disable_adapters or layer.merged or not active:
+    return layer, linear
+
+
+def head_of(layer: nn.Module, vocab: CoordVocab) -> Head:
+    """Weights of the head, ``layer`` as from :func:`head_layers`. With trained rows, ``weight`` is the frozen base table: the wrapper's
+    own ``weight`` would be a merged copy of all V rows that requires a gradient.
+
+    Raises:
+        ConfigError: rows that are not the coordinate rows.
+    """
+    if isinstance(layer, nn.Linear):
+        return Head(layer.weight, None, layer.bias)
+    rows: Any = layer
+    base = rows.get_base_layer()
+    active = list(rows.active_adapters)
+    if rows.disable_adapters or rows.merged or not active:
         return Head(base.weight, None, base.bias)
-    if len(active) != 1 or list(layer.token_indices[active[0]]) != list(vocab.ids):
+    if len(active) != 1 or list(rows.token_indices[active[0]]) != list(vocab.ids):
         raise ConfigError(
             "the adapter trains other rows of the head than the coordinate rows: train a new adapter with adapter.new_rows=true"
         )
     # The rounding of the wrapper's own forward, so that training and generation see the same rows.
-    return Head(base.weight, layer.trainable_tokens_delta[active[0]].to(base.weight.dtype), base.bias)
+    return Head(base.weight, rows.trainable_tokens_delta[active[0]].to(base.weight.dtype), base.bias)
 
 
 def _rows_layer(module: Any) -> Any:
@@ -118,7 +131,7 @@ def adapt(model: Any, options: AdapterOptions, vocab: CoordVocab, *, base: Path)
         adapted = get_peft_model(model, config)
     # PEFT takes the folder the model was read from, which need not be absolute.
     config.base_model_name_or_path = str(base.resolve())
-    rows_of_head = head_of(adapted, vocab).coord_weight
+    rows_of_head = head_of(head_layers(adapted)[0], vocab).coord_weight
     if options.new_rows and (rows_of_head is None or not torch.equal(rows_of_head, original)):
         raise ConfigError(
             "adapter.new_rows: PEFT does not train the head's own rows of this model: its weights and the tie_word_embeddings of its "

@@ -18,7 +18,7 @@ from coordexp.integrations.ms_swift.rows import answers_of, name_of, row_targets
 from coordexp.modeling.manifest import CHECKPOINT_MANIFEST, check_contract, read_checkpoint_manifest
 from coordexp.train.forward import unwrapped
 from coordexp.train.launch import step_line
-from coordexp.vocab.adapters import head_of
+from coordexp.vocab.adapters import head_layers, head_of
 from coordexp.vocab.coord_vocab import CoordVocab
 
 # Rows of each data set that are read before the first step; the others are checked as they come.
@@ -150,7 +150,7 @@ def banner(
     centres = f"unrounded, from objects.bbox ({read} rows checked)"
     if bare:
         centres = f"unrounded where a row has objects.bbox; {bare} of {read} rows checked have none: there the token's bin is the centre"
-    head = head_of(unwrapped(model), vocab)
+    head = head_of(head_layers(unwrapped(model))[0], vocab)
     rows = head.weight if head.coord_weight is None else head.coord_weight
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     lines = [

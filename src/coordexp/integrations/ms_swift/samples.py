@@ -6,15 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from coordexp.codec import CoordCodec
-from coordexp.data.collate import IGNORE, shift
+from coordexp.data.targets import Targets, padded, shift
 from coordexp.errors import DataError
 from coordexp.grammar import ROLE_CODES
 from coordexp.integrations.ms_swift.rows import answers_of, name_of, row_targets, token_targets
+from coordexp.losses.linear import IGNORE
 
 _TARGETS: Final = "coordexp_targets"
 _NAME: Final = "coordexp_name"
@@ -86,7 +85,7 @@ def unsupervised(sample: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SwiftCollator:
-    """ms-swift's batch with the keys of ``data.collate.TrainCollator`` in the place of ``labels``: see there."""
+    """ms-swift's batch with ``targets`` (:class:`Targets`) in the place of ``labels``."""
 
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]]
     padding_side: str
@@ -97,19 +96,12 @@ class SwiftCollator:
         # It takes some keys out of the samples.
         batch = self.collate([{k: v for k, v in sample.items() if k not in (_TARGETS, _NAME)} for sample in samples])
         labels = batch.pop("labels")
-        length = labels.shape[1]
-        return batch | {
-            "shift_labels": shift(labels, IGNORE),
-            "token_roles": self._column([t.roles for t in targets], length, ROLE_CODES["none"], torch.long),
-            "coord_centers": self._column([t.centers for t in targets], length, float("nan"), torch.float32),
-            "coord_extents": self._column([t.extents for t in targets], length, float("nan"), torch.float32),
-            "coord_slots": self._column([t.slots for t in targets], length, -1, torch.long),
-            "image_ids": names,
+        rows = {
+            "roles": [t.roles for t in targets],
+            "centers": [t.centers for t in targets],
+            "extents": [t.extents for t in targets],
+            "slots": [t.slots for t in targets],
         }
-
-    def _column(self, rows: Sequence[Sequence[float]], length: int, fill: float, dtype: torch.dtype) -> Tensor:
-        padded = []
-        for row in rows:
-            padding = [fill] * (length - len(row))
-            padded.append([*row, *padding] if self.padding_side == "right" else [*padding, *row])
-        return shift(torch.tensor(padded, dtype=dtype), fill)
+        left = self.padding_side == "left"
+        columns = {"labels": labels} | {name: padded(values, name, labels.shape[1], left=left) for name, values in rows.items()}
+        return batch | {"targets": Targets({name: shift(values, name) for name, values in columns.items()}, names)}

@@ -7,15 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import DistributedType
 from swift.dataset import LazyLLMDataset
 from swift.trainers import Seq2SeqTrainer
 from swift.utils import get_logger
 from torch import Tensor
 from transformers.trainer_utils import speed_metrics
 
-from coordexp.data.collate import IGNORE
 from coordexp.data.images import image_size
 from coordexp.data.staging import atomic_text
 from coordexp.errors import ConfigError, CoordexpError
@@ -35,10 +33,9 @@ from coordexp.losses.linear import CoordLossOutput
 from coordexp.losses.sums import LossSums, Normalizer
 from coordexp.modeling.load import pixel_budget
 from coordexp.modeling.manifest import CHECKPOINT_MANIFEST, CheckpointManifest
+from coordexp.train.exact import ExactSteps
 from coordexp.train.forward import bind_coord_loss
-from coordexp.train.meters import step_sums, summarize
-from coordexp.train.nonfinite import NonFiniteError, StepWatch, report
-from coordexp.train.trainer import BOOKKEEPING
+from coordexp.train.meters import summarize
 
 logger = get_logger()
 # What ms-swift puts beside the model's inputs and its own ``compute_loss`` takes out again.
@@ -57,14 +54,11 @@ def make_trainer(*, args: Any, **kwargs: Any) -> Any:
         sys.exit(2)
 
 
-class CoordSwiftTrainer(Seq2SeqTrainer):
+class CoordSwiftTrainer(ExactSteps, Seq2SeqTrainer):
     """As ``coordexp.train.trainer.CoordTrainer``, on ms-swift's model, data, optimizer, checkpoints and callbacks.
 
-    The loss of a micro-batch is ``sum / count`` with the counts of the whole accumulation window and all ranks; evaluation runs
-    the same function over the whole set. A loss or gradient that is not finite stops all ranks before the optimizer moves.
+    ms-swift alone would skip a step whose gradient is NaN and say nothing.
     """
-
-    loss_is_scaled_for_ga = True
 
     def __init__(self, model: Any, args: Any, template: Any, train_dataset: Any, eval_dataset: Any = None, **kwargs: Any) -> None:
         refuse_arguments(args, template, model)
@@ -77,21 +71,13 @@ class CoordSwiftTrainer(Seq2SeqTrainer):
         self.prompt = check_prompts(self.folder, self.facts)
         if self.config.objective.alpha is not None and any(fact.without_objects for fact in self.facts):
             raise ConfigError("objective.alpha: the target's width follows the object's size, and some rows have no objects.bbox: unset it")
-        bind_coord_loss(
-            model,
-            vocab=self.contract.vocab,
-            objective=self.config.objective,
-            impl=self.config.swift.impl,
-            metrics=self.config.token_type_metrics,
-        )
+        metrics = self.config.token_type_metrics
+        bind_coord_loss(model, vocab=self.contract.vocab, objective=self.config.objective, impl=self.config.swift.impl, metrics=metrics)
         # No logits are made, so there is nothing to keep; and its compacted labels would part from the targets beside them.
         args.use_logits_to_keep = False
         # Its filter hides a loss that is no number from the log.
         args.logging_nan_inf_filter = False
-        self._window: Normalizer | None = None
-        self._watch = StepWatch()
-        self._step_sums = LossSums()
-        self._train_sums = LossSums()
+        self.start_sums(vocab=self.contract.vocab, metrics=metrics, nonfinite_path=Path(args.output_dir) / "nonfinite.jsonl")
         super().__init__(model=model, args=args, template=template, train_dataset=train, eval_dataset=evaluation, **kwargs)
         if self.args.world_size > 1 and self.accelerator.distributed_type == DistributedType.NO:
             raise ConfigError(
@@ -130,79 +116,14 @@ class CoordSwiftTrainer(Seq2SeqTrainer):
     def _get_data_collator(self, args: Any, template: Any) -> SwiftCollator:
         return SwiftCollator(super()._get_data_collator(args, template), template.padding_side)
 
-    def _count(self, batches: list[dict[str, Any]], device: torch.device) -> Normalizer:
-        """Supervised text and coordinate positions of the batches, summed over ranks."""
-        vocab = self.contract.vocab
-        counts = torch.zeros(2, dtype=torch.long, device=device)
-        for batch in batches:
-            labels = batch["shift_labels"].to(device)
-            coord = (labels >= vocab.start) & (labels < vocab.start + vocab.num_bins)
-            counts += torch.stack([((labels != IGNORE) & ~coord).sum(), coord.sum()])
-        total = self.accelerator.reduce(counts, reduction="sum")
-        return Normalizer(text=total[0], coord=total[1])
-
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], None]:
-        """The window's batches; their counts become the denominators of its losses."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if batches:
-            self._window = self._count(batches, device)
-        return batches, None
-
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
-        return None
-
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """Loss of a micro-batch. Times the number of ranks, because their gradients are averaged."""
-        output = self._run(model, inputs, self._window)
-        self._watch.add(inputs["image_ids"], output.loss)
-        if self.is_deepspeed_enabled and bool(self._watch.bad()):
-            raise NonFiniteError(report(self._path, step=self._next, grad_norm=0.0, rows=[self._watch.row()], skipped=False))
-        sums, one = (
-            step_sums(output, inputs, self.config.token_type_metrics),
-            torch.ones((), dtype=torch.float64, device=output.loss.device),
-        )
-        samples = {"samples": (one * len(inputs["image_ids"]), one)}
-        self._step_sums = self._step_sums + LossSums({**sums.values, **samples}, sums.histograms)
-        loss = output.loss * self.accelerator.num_processes
-        return (loss, output) if return_outputs else loss
-
-    def _run(self, model: Any, inputs: dict[str, Any], normalizer: Normalizer | None) -> CoordLossOutput:
-        forwarded = {k: v for k, v in inputs.items() if k not in BOOKKEEPING and k not in _SWIFT_KEYS}
-        output = model(**forwarded, normalizer=normalizer)
-        if not isinstance(output, CoordLossOutput):
-            raise ConfigError(
-                f"--template: {type(self.template).__name__} of ms-swift drops the labels on their way into the model's forward, so the "
-                "objective cannot be computed there: Qwen3-VL's template is the one that was tested"
-            )
-        return output
-
-    @property
-    def _next(self) -> int:
-        return int(self.state.global_step) + 1
-
-    @property
-    def _path(self) -> Path | None:
-        return Path(self.args.output_dir) / "nonfinite.jsonl" if self.is_world_process_zero() else None
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The last moment before the optimizer moves: all ranks agree whether it may. ms-swift alone would skip a NaN silently."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        value = torch.as_tensor(0.0 if norm is None else norm, device=self.args.device)
-        bad = self.accelerator.reduce(self._watch.bad().to(value.device) + (~torch.isfinite(value)).to(value.device), reduction="sum")
-        if bool(bad):
-            told = report(self._path, step=self._next, grad_norm=float(value), rows=gather_object([self._watch.row()]), skipped=False)
-            raise NonFiniteError(f"{told}: training stopped before the optimizer moved")
-        self._train_sums, self._step_sums = self._train_sums + self._step_sums, LossSums()
-        self._watch.clear()
-        return norm
-
-    def _reduce(self, sums: LossSums) -> LossSums:
-        return sums.unpack(self.accelerator.reduce(sums.pack(), reduction="sum"))
+    def run_batch(self, model: Any, inputs: dict[str, Any], normalizer: Normalizer | None) -> CoordLossOutput:
+        """See :class:`ExactSteps`."""
+        return super().run_batch(model, {k: v for k, v in inputs.items() if k not in _SWIFT_KEYS}, normalizer)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Replace the trainer's loss by the window's own sums, reduced once over the ranks."""
         if "loss" in logs:
-            sums, self._train_sums = self._reduce(self._train_sums), LossSums()
+            sums, self._train_sums = self.reduced(self._train_sums), LossSums()
             logs = {
                 **summarize(sums, self.config.objective, self.config.token_type_metrics),
                 **{k: v for k, v in logs.items() if k != "loss"},
@@ -223,25 +144,12 @@ class CoordSwiftTrainer(Seq2SeqTrainer):
         """Metrics of the whole set from one pair of sums; nothing is averaged over batches."""
         start = time.time()
         loader = self.get_eval_dataloader(eval_dataset)
-        model = self._wrap_model(self.model, training=False, dataloader=loader)
-        model.eval()
-        sums, count, batches = LossSums(), 0, 0
-        with torch.no_grad():
-            for batch in loader:
-                inputs = self._prepare_inputs(batch)
-                with self.compute_loss_context_manager():
-                    output = self._run(model, inputs, None)
-                sums = sums + step_sums(output, inputs, self.config.token_type_metrics)
-                count, batches = count + len(inputs["image_ids"]), batches + 1
-                self.control: Any = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        if not sums.values:
-            raise ConfigError("evaluation got no batch: the evaluation data is empty")
-        seen = self.accelerator.reduce(torch.tensor(count, device=self.args.device), reduction="sum")
-        values = summarize(self._reduce(sums), self.config.objective, self.config.token_type_metrics)
+        sums = self.evaluation_sums(loader)
+        values = summarize(sums, self.config.objective, self.config.token_type_metrics)
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in values.items()}
-        metrics |= speed_metrics(metric_key_prefix, start, num_samples=int(seen), num_steps=batches)
+        metrics |= speed_metrics(metric_key_prefix, start, num_samples=int(sums.sum("samples")), num_steps=len(loader))
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
