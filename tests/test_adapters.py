@@ -21,7 +21,7 @@ from coordexp.train.forward import bind_coord_loss, coord_loss
 from coordexp.train.launch import training_arguments
 from coordexp.train.options import TrainOptions
 from coordexp.train.trainer import CoordTrainer
-from coordexp.vocab.adapters import adapt, head_layers, head_of, part_of, target_layers
+from coordexp.vocab.adapters import adapt, head_layers, head_of, part_of, rows_in_place, target_layers
 from coordexp.vocab.options import AdapterOptions
 from tiny import SMALL, collator, records, template, vocab, workspace
 
@@ -312,6 +312,25 @@ def test_a_damaged_adapter_or_another_base_is_one_line(damage, tmp_path):
     with pytest.raises(ConfigError, match="damaged or does not fit") as error:
         load_model(tmp_path)
     assert len(str(error.value).splitlines()) == 1
+
+
+@PEFT_NOISE[0]
+@PEFT_NOISE[1]
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["lora", "rows"])
+def test_rows_written_into_the_tables_give_the_same_logits_without_a_copy_and_leave_no_trace(kind, tied):
+    model = adapted_model(tied=tied, kind=kind).eval()
+    inputs = {k: batch()[k] for k in STOCK}
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    _, head = head_layers(model.get_base_model())
+    table = head.weight.data_ptr()
+    with torch.no_grad():
+        wrapped = model(**inputs).logits
+        with rows_in_place(model):
+            assert head.weight.data_ptr() == table
+            torch.testing.assert_close(model(**inputs).logits, wrapped, rtol=0, atol=0)
+        torch.testing.assert_close(model(**inputs).logits, wrapped, rtol=0, atol=0)
+    assert all(torch.equal(kept[name], value) for name, value in model.state_dict().items())
 
 
 def test_disabled_adapters_leave_the_base_table():

@@ -221,3 +221,19 @@ def test_keys_are_unique_and_the_kept_names_are_there():
 def test_the_page_is_the_registry():
     page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
     assert registry.written_into(page) == page, "run: python -m coordexp.train.registry docs/metrics.md"
+
+
+def test_a_value_that_is_no_number_reaches_the_metrics_of_its_own_positions_alone():
+    head = make_head(t=60, coords=30, ignored=0)
+    batch, options = batch_for(head), TokenTypeMetrics()
+    struck = int((batch["roles"] == ROLE_CODES["desc"]).nonzero()[0])
+    head.hidden[struck] = math.nan
+    metrics = summarize(sums_of(head, batch, options), OBJECTIVE, options)
+    spoilt = {key for key, value in metrics.items() if math.isnan(value)}
+    assert {"loss", "coord_monitor/coord_vocab_mass_at_gt_desc", "coord_monitor/coord_vocab_mass_at_gt_text"} <= spoilt
+    assert not {key for key in spoilt if key.startswith("coord_dist/") or "format" in key}
+    coordinate = int((batch["roles"] == ROLE_CODES["coord"]).nonzero()[0])
+    head.hidden[coordinate] = math.nan
+    metrics = summarize(sums_of(head, batch, options), OBJECTIVE, options)
+    # From histograms too no number is read.
+    assert all(math.isnan(metrics[f"coord_dist/{key}"]) for key in ("crps", "abs_err_p90", "pit_ks"))

@@ -13,10 +13,11 @@ from coordexp.decode.options import DecodeOptions
 from coordexp.decode.predict import predict
 from coordexp.errors import ConfigError, VocabError
 from coordexp.losses.objective import CoordObjective
+from coordexp.modeling.export import untie
 from coordexp.modeling.extend import extend_model
 from coordexp.modeling.load import load_image_processor, load_model, load_tokenizer
 from coordexp.modeling.tiny import train_tokenizer, write_tiny_model
-from coordexp.train.forward import bind_coord_loss
+from coordexp.train.forward import bind_coord_loss, coord_loss
 from coordexp.vocab.coord_vocab import CoordVocab
 from coordexp.vocab.extend import initial_rows
 from coordexp.vocab.options import VocabOptions
@@ -117,6 +118,40 @@ def test_binding_changes_no_state_key_and_no_stock_output():
     inputs = {k: batch[k] for k in STOCK}
     with torch.no_grad():
         torch.testing.assert_close(bound(**inputs).logits, stock(**inputs).logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("when", ["before binding", "after binding"])
+def test_a_head_whose_weight_was_never_gathered_is_named_in_one_line(when):
+    """ZeRO-3 leaves an empty weight of one dimension in a module whose hooks did not run."""
+    model = fresh_model()
+    untie(model)
+    head = model.get_output_embeddings()
+
+    def empty():
+        head.weight = torch.nn.Parameter(torch.empty(0))
+
+    if when == "before binding":
+        empty()
+    bind_coord_loss(model, vocab=vocab(), objective=CoordObjective())
+    if when == "after binding":
+        empty()
+    batch = collator()([template().encode(r) for r in records()[:2]])
+    with pytest.raises(ConfigError, match=r"^the output head: weight is empty \(\[0\]\): under ZeRO-3, gather it") as caught:
+        coord_loss(model, batch)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_error_on_the_way_leaves_a_model_that_still_gives_logits():
+    model = fresh_model()
+    bind_coord_loss(model, vocab=vocab(), objective=CoordObjective())
+    batch = collator()([template().encode(r) for r in records()[:2]])
+    wrong = {**batch, "targets": batch["targets"].divided_by(None)}
+    wrong["targets"].labels = wrong["targets"].labels[:, :-1]
+    with pytest.raises(ValueError, match="labels must have shape"):
+        coord_loss(model, wrong)
+    with torch.no_grad():
+        assert model(**{k: batch[k] for k in STOCK}).logits.ndim == 3
+    assert torch.isfinite(coord_loss(model, batch).loss)
 
 
 def test_generated_tokens_equal_step_by_step_argmax_and_distributions_equal_a_fresh_forward():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from coordexp.train.nonfinite import NonFiniteError
 from coordexp.train.options import TrainOptions
 from coordexp.train.speed import KEYS, SpeedMeter
 from coordexp.train.trainer import CoordTrainer
+from coordexp.vocab.options import AdapterOptions
 from tiny import collator, fresh_model, records, template, vocab, workspace
 
 
@@ -35,18 +37,20 @@ class _Rows(TrainerCallback):
 
 
 class _Poison(CoordTrainer):
-    """A loss that is NaN for the micro-batch that holds one sample; NaN only in a gradient with ``gradient``."""
+    """NaN in the micro-batch that holds one sample: in its pixels and so in every hidden state, in its loss, or in a gradient alone."""
 
     victim = None
-    gradient = False
+    where = "loss"
 
     def run_batch(self, model, inputs, normalizer):
+        struck = model.training and self.victim in inputs["targets"].image_ids
+        if struck and self.where == "pixels":
+            inputs = {**inputs, "pixel_values": inputs["pixel_values"] * math.nan}
         output = super().run_batch(model, inputs, normalizer)
-        if model.training and self.victim in inputs["targets"].image_ids:
-            if self.gradient:
-                output.loss.register_hook(lambda g: g * math.nan)
-            else:
-                object.__setattr__(output, "loss", output.loss * math.nan)
+        if struck and self.where == "gradient":
+            output.loss.register_hook(lambda g: g * math.nan)
+        elif struck and self.where == "loss":
+            object.__setattr__(output, "loss", output.loss * math.nan)
         return output
 
 
@@ -67,8 +71,8 @@ def _second_step_victim(trainer):
     return trainer.train_dataset.records[order[6]].image_id, [trainer.train_dataset.records[i].image_id for i in order]
 
 
-@pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient only"])
-def test_stop_names_the_samples_and_leaves_the_weights_of_the_step_before(tmp_path, gradient):
+@pytest.mark.parametrize("where", ["pixels", "loss", "gradient"])
+def test_stop_names_the_samples_and_leaves_the_weights_of_the_step_before(tmp_path, where):
     after_one = _trainer(tmp_path, steps=3)
     kept = {}
 
@@ -80,20 +84,22 @@ def test_stop_names_the_samples_and_leaves_the_weights_of_the_step_before(tmp_pa
     after_one.train()
     trainer = _trainer(tmp_path, kind=_Poison, nonfinite_path=tmp_path / "nonfinite.jsonl")
     trainer.victim, order = _second_step_victim(trainer)
-    trainer.gradient = gradient
+    trainer.where = where
     with pytest.raises(NonFiniteError, match=r"is nan at step 2 .*nonfinite\.jsonl.*on_nonfinite=skip"):
         trainer.train()
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, kept[1][name]), name
     (row,) = [json.loads(line) for line in (tmp_path / "nonfinite.jsonl").read_text().splitlines()]
     # The micro-batch at fault, or the whole step where no loss gives it away.
-    assert row["samples"] == (order[4:8] if gradient else order[6:8])
+    assert row["samples"] == (order[4:8] if where == "gradient" else order[6:8])
     assert (row["step"], row["skipped"], len(row["losses"])) == (2, False, 2)
 
 
-def test_skip_leaves_the_step_out_of_weights_optimizer_and_metrics_and_counts_it(tmp_path):
+@pytest.mark.parametrize("where", ["pixels", "loss"])
+def test_skip_leaves_the_step_out_of_weights_optimizer_and_metrics_and_counts_it(tmp_path, where):
     watch = _Rows()
     trainer = _trainer(tmp_path, kind=_Poison, on_nonfinite="skip", nonfinite_path=tmp_path / "n.jsonl", callbacks=[watch])
+    trainer.where = where
     trainer.victim, _ = _second_step_victim(trainer)
     before = {}
 
@@ -114,22 +120,25 @@ def test_skip_leaves_the_step_out_of_weights_optimizer_and_metrics_and_counts_it
     assert json.loads((tmp_path / "n.jsonl").read_text())["skipped"] is True
 
 
-def _launch(run_dir, **options):
+def _launch(run_dir, adapter=None, **options):
     run_dir.mkdir()
     decode = DecodeOptions(max_new_tokens=8, batch_size=2)
     return launch.train(
         TrainOptions(per_device_batch_size=2, warmup_steps=0, report_to=(), **options), objective=CoordObjective(), model=fresh_model(),
         template=template(), train_records=records()[:8], eval_records=records("val"), run_dir=run_dir,
         processor_from=workspace() / "model", header={}, seed=0, console=Console(quiet=True),
-        probe=lambda model: probe(model, template(), list(records("val")[:3]), decode),
+        probe=partial(probe, template=template(), records=list(records("val")[:3]), options=decode), adapter=adapter,
     )  # fmt: skip
 
 
-def test_a_probed_run_logs_its_values_beside_the_steps_own_row_and_trains_like_one_without(tmp_path):
-    schedule = {"max_steps": 4, "logging_steps": 2, "eval_steps": 4, "save_steps": 4}
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`", "ignore:The PEFT config's")
+@pytest.mark.parametrize("kind", ["none", "lora"])
+def test_a_probed_run_logs_its_values_beside_the_steps_own_row_and_trains_like_one_without(tmp_path, kind):
+    schedule = {"max_steps": 4, "logging_steps": 2, "eval_steps": 4, "save_steps": 4, "adapter": AdapterOptions(kind=kind)}
     probed = _launch(tmp_path / "a", probe_steps=2, probe_samples=3, **schedule)
     plain = _launch(tmp_path / "b", **schedule)
-    assert (probed / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
+    weights = "model.safetensors" if kind == "none" else "adapter_model.safetensors"
+    assert (probed / weights).read_bytes() == (plain / weights).read_bytes()
     rows = [json.loads(line) for line in (tmp_path / "a" / "logging.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "probe/f1_50" in row] == [2, 4]
     assert [row["step"] for row in rows if "loss" in row] == [2, 4]

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -317,7 +318,10 @@ class _Chain:
             adapter=self.config.adapter,
             metrics=self.config.token_type_metrics,
             resume=self.resume,
-            probe=lambda model: probe(model, template, held_out[: self.config.train.probe_samples], self.config.decode, geometries),
+            probe=partial(
+                probe, template=template, records=held_out[: self.config.train.probe_samples], options=self.config.decode,
+                geometries=geometries,
+            ),
         )
 
     def predict(self) -> None:

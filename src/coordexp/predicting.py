@@ -23,11 +23,19 @@ from coordexp.grammar import Geometry
 
 
 def probe(
-    model: Any, template: Any, records: list[Any], options: DecodeOptions, geometries: Sequence[Geometry] = ("bbox_2d",)
+    model: Any,
+    template: Any,
+    records: list[Any],
+    options: DecodeOptions,
+    geometries: Sequence[Geometry] = ("bbox_2d",),
+    *,
+    share: tuple[int, int] = (0, 1),
+    gather: Callable[[list[str]], list[str]] = list,
 ) -> dict[str, float]:
     """Generate on ``records`` and score: ``probe/{parse_rate,f1_50,objects_per_image,duplicate_rate}``; what is undefined is NaN.
 
-    Without the grammar's constraint, under which every answer parses.
+    Without the grammar's constraint, under which every answer parses. ``share`` ``(rank, ranks)``: this process generates every
+    ``ranks``-th record, and ``gather`` returns the rows of all processes.
 
     F1 at IoU .5 is class-agnostic, with the boxes of ``options.readout``. A model that points has ``probe/point_acc`` in its place:
     the share of points that fall on the referred object.
@@ -44,15 +52,12 @@ def probe(
             file, _, number = record.source.rpartition(":")
             lines.append(Path(file).read_text(encoding="utf-8").splitlines()[int(number) - 1])
         truth.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        predict(
-            model,
-            template,
-            records,
-            found,
-            vocab=CoordVocab.from_tokenizer(template.tokenizer),
-            options=replace(options, constrained=False),
-            geometries=geometries,
-        )
+        vocab, free = CoordVocab.from_tokenizer(template.tokenizer), replace(options, constrained=False)
+        mine = records[share[0] :: share[1]]
+        if mine:
+            predict(model, template, mine, found, vocab=vocab, options=free, geometries=geometries)
+        rows = gather(found.read_text(encoding="utf-8").splitlines() if mine else [])
+        found.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
         results = evaluate_files(found, truth, EvaluateOptions(bootstrap=0), out=None)
     keys = {
         "probe/parse_rate": "health.parse_rate",

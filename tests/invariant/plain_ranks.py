@@ -10,13 +10,16 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import gather_object
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import tiny
+from coordexp.decode.options import DecodeOptions
 from coordexp.losses.objective import TERMS, CoordObjective
 from coordexp.losses.sums import Normalizer
+from coordexp.predicting import probe
 from coordexp.train.forward import bind_coord_loss, coord_loss
 
 
@@ -76,6 +79,12 @@ def accumulated(batches, objective, normalizer):
     return model
 
 
+def probe_values(**how):
+    """The generation probe on three images, one rank or two."""
+    chosen = list(tiny.records("val")[:3])
+    return probe(tiny.fitted_model(), tiny.template(), chosen, DecodeOptions(max_new_tokens=80, batch_size=2), **how)
+
+
 if __name__ == "__main__":
     shared, out = Path(sys.argv[1]), Path(sys.argv[2])
     tiny.workspace = lambda: shared
@@ -93,6 +102,7 @@ if __name__ == "__main__":
     halves = [tiny.collator()([tiny.template().encode(r) for r in tiny.records()[i : i + 3]]) for i in (0, 3)]
     seen["sharded"], seen["whole"] = sharded_gradient(halves, rank)
     seen["terms"] = term_gradients(mixed_records(), rank)
+    seen["probe"] = probe_values(share=(rank, 2), gather=gather_object)
     if rank == 0:
         torch.save(seen, out / "rank0.pt")
     dist.barrier()

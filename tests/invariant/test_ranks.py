@@ -126,6 +126,13 @@ def test_a_sharded_model_has_the_gradient_of_one_process(two_ranks):
     assert (sharded - whole).norm() <= 1e-5 * whole.norm()
 
 
+def test_ranks_that_share_the_images_of_the_probe_have_the_values_of_one(two_ranks):
+    from plain_ranks import probe_values
+
+    assert two_ranks["probe"] == probe_values()
+    assert two_ranks["probe"]["probe/parse_rate"] > 0
+
+
 def test_every_term_alone_has_the_gradient_of_one_process_under_both_normalisations(two_ranks):
     assert len(two_ranks["terms"]) == 18
     for name, (got, expected) in two_ranks["terms"].items():

@@ -36,7 +36,8 @@ def bind_coord_loss(
     """
     causal = unwrapped(model)
     layer, linear = head_layers(causal)
-    rows = linear.weight.shape[0]
+    # Of the module, not of its weight, which ZeRO-3 may have emptied already.
+    rows = linear.out_features
     if vocab.start + vocab.num_bins > rows:
         raise ConfigError(
             f"the tokenizer's coordinate ids end at {vocab.start + vocab.num_bins}, the model has {rows} rows: "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from rich.console import Console
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
@@ -288,9 +289,10 @@ def _probe(trainer: CoordTrainer, plain: TrainCollator, console: Console) -> Non
     """Refuse packing that leaks, on the path a training step takes."""
 
     def run(batch: dict[str, Any]) -> None:
-        # Trainer wraps the model in this autocast when training starts, which is later.
-        with torch.autocast(trainer.args.device.type, torch.bfloat16, enabled=trainer.args.bf16):
-            trainer.run_batch(trainer.model, trainer._prepare_inputs(batch), None)
+        # Trainer wraps the model in this autocast when training starts, which is later; a model that will be sharded is still on the host.
+        device = next(trainer.model.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16, enabled=trainer.args.bf16):
+            trainer.run_batch(trainer.model, send_to_device(batch, device), None)
 
     worst = refuse_leaks(
         trainer.train_dataset,

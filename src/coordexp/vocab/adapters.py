@@ -86,6 +86,29 @@ def head_of(layer: nn.Module, vocab: CoordVocab) -> Head:
     return Head(base.weight, rows.trainable_tokens_delta[active[0]].to(base.weight.dtype), base.bias)
 
 
+@contextmanager
+def rows_in_place(model: Any) -> Iterator[None]:
+    """Within the block the trained rows stand in the tables themselves, and the tables are as before afterwards, bit for bit.
+
+    PEFT's layers would copy ``[V, D]`` at every forward pass, for every token that is generated.
+    """
+    from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+
+    layers = [module for module in model.modules() if isinstance(module, TrainableTokensLayer) and not module.merged]
+    try:
+        for layer in layers:
+            table: Any = layer.get_base_layer().weight.data
+            for name in layer.active_adapters:
+                rows = layer.trainable_tokens_delta[name].detach().to(table)
+                table[torch.tensor(layer.token_indices[name], device=table.device)] = rows
+                layer.merged_adapters.append(name)
+        yield
+    finally:
+        for layer in layers:
+            if layer.merged:
+                layer.unmerge()
+
+
 def _rows_layer(module: Any) -> Any:
     from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
     from peft.utils.other import TrainableTokensWrapper
