@@ -3,11 +3,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 # ms-swift caps transformers and peft below what the rest runs with.
 SWIFT := .venv-swift
+DEEPSPEED := .venv-deepspeed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-swift setup lint bench docs clean
+.PHONY: demo test test-swift test-deepspeed setup lint bench docs clean
 
 demo: $(VENV)/.runtime
 	@$(BIN)/coordexp run experiments/demo.yaml --overwrite
@@ -20,6 +21,12 @@ test:
 
 test-swift: $(SWIFT)/.installed
 	@$(SWIFT)/bin/python -m pytest -n 2 tests/ms_swift
+
+# ZeRO-2 and ZeRO-3 on DeepSpeed's CPU accelerator, which compiles its collectives with g++: not part of `make test`.
+test-deepspeed: $(VENV)/.dev
+	@test -d $(DEEPSPEED) || $(PYTHON) -m venv $(DEEPSPEED)
+	@$(DEEPSPEED)/bin/python -m pip install -q -c constraints.txt -e ".[deepspeed]" "pytest>=8.3" "hypothesis>=6.115"
+	@$(DEEPSPEED)/bin/python -m pytest tests/deepspeed
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
@@ -62,4 +69,4 @@ $(SWIFT)/.installed: $(VENV)/.python pyproject.toml constraints.txt
 	@echo "installed $(SWIFT)"
 
 clean:
-	rm -rf $(VENV) $(SWIFT) .lint-imports.log
+	rm -rf $(VENV) $(SWIFT) $(DEEPSPEED) .lint-imports.log

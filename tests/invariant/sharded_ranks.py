@@ -75,7 +75,7 @@ def spied(model, batch, normalizer):
 
 def sharded(batches, rank, *, tied):
     """Loss, sums, what the loss saw, and the gathered gradient of two batches, one on each rank."""
-    normalizer = _normalizer(batches)
+    normalizer = normalizer_of(batches)
     model = prepared(bound(tied=tied))
     output, seen = spied(model, batches[rank], normalizer)
     (output.loss * 2).backward()
@@ -88,15 +88,18 @@ def sharded(batches, rank, *, tied):
     }  # fmt: skip
 
 
-def with_the_same_casts(batches, rank, *, tied):
-    """One process: float32 weights cast to bfloat16 for each batch, the gradients added in float32; and the loss of ``rank``'s batch."""
-    normalizer, total, loss = _normalizer(batches), {}, None
+def with_the_same_casts(batches, rank, *, tied, layers=True):
+    """One process: float32 weights cast to bfloat16 for each batch, the gradients added in float32; and the loss of ``rank``'s batch.
+
+    ``layers``: what goes into each layer is cast too, as FSDP2 does.
+    """
+    normalizer, total, loss = normalizer_of(batches), {}, None
     for i, batch in enumerate(batches):
         model = bound(tied=tied)
         for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
         for module in model.modules():
-            if module is model or type(module).__name__ in LAYERS:
+            if layers and (module is model or type(module).__name__ in LAYERS):
                 module.register_forward_pre_hook(_cast, with_kwargs=True)
         output, _ = spied(model, batch, normalizer)
         output.loss.backward()
@@ -112,7 +115,7 @@ def _cast(module, args, kwargs):
     return tree_map_only(torch.Tensor, lambda t: t.to(torch.bfloat16) if t.is_floating_point() else t, (args, kwargs))
 
 
-def _normalizer(batches):
+def normalizer_of(batches):
     counts = torch.tensor([batch["targets"].counts(tiny.vocab()) for batch in batches]).sum(dim=0)
     return Normalizer(counts[0], counts[1])
 
