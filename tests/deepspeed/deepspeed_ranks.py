@@ -10,11 +10,11 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad
+from sharded_ranks import bound, normalizer_of, spied, with_the_same_casts
 
 import tiny
 from coordexp.train.meters import step_sums
 from coordexp.train.options import TokenTypeMetrics
-from sharded_ranks import bound, normalizer_of, spied, with_the_same_casts
 
 
 def under_zero(batches, rank, *, stage, tied):
