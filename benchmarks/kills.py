@@ -34,7 +34,7 @@ EXPERIMENT = """
 data: {kind: synth, order: random, synth: {train: 22, val: 5, test: 2, side: 64}, packing: {enabled: PACKED, length: 250}}
 model: {tiny: {hidden_size: 48, num_layers: 2, num_heads: 4, num_key_value_heads: 2, intermediate_size: 64, vision_depth: 2,
   vision_hidden_size: 32, vision_intermediate_size: 48, vision_heads: 2, max_pixels: 4096, bpe_size: 330}}
-train: {max_steps: STEPS, per_device_batch_size: 2, gradient_accumulation_steps: 2, warmup_steps: 3, logging_steps: 3, eval_steps: 8,
+train: {max_steps: STEPS, per_device_train_batch_size: 2, gradient_accumulation_steps: 2, warmup_steps: 3, logging_steps: 3, eval_steps: 8,
   save_steps: 5, probe_steps: 8, probe_samples: 2, save_best: coord_dist/crps, report_to: []}
 decode: {max_new_tokens: 8}
 """

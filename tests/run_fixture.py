@@ -30,10 +30,10 @@ objective:
   alpha: null
 train:
   max_steps: 600
-  per_device_batch_size: 16
+  per_device_train_batch_size: 16
   gradient_accumulation_steps: 2
   learning_rate: 0.0012
-  scheduler: cosine
+  lr_scheduler_type: cosine
 decode:
   readout: auto
 """

@@ -21,9 +21,10 @@ from tiny import collator, records, template, vocab, workspace
 
 SMALL = [
     f"data.source={workspace() / 'data'}", f"model.path={workspace() / 'model'}", "data.max_test=2", "train.max_steps=2",
-    "train.per_device_batch_size=4", "train.logging_steps=1", "train.eval_steps=2", "train.save_steps=2", "train.report_to=[]",
+    "train.per_device_train_batch_size=4", "train.logging_steps=1", "train.eval_steps=2", "train.save_steps=2", "train.report_to=[]",
     "decode.max_new_tokens=90", "evaluate.bootstrap=20",
 ]  # fmt: skip
+FLOOR = ["train.lr_scheduler_type=cosine_with_min_lr", "train.lr_scheduler_kwargs={min_lr_rate: 0.1}"]
 
 
 def _run(tmp_path, monkeypatch, capsys, *sets, command="run"):
@@ -35,7 +36,7 @@ def _run(tmp_path, monkeypatch, capsys, *sets, command="run"):
 
 @pytest.mark.parametrize("kind", ["lora", "rows"])
 def test_a_run_trains_an_adapter_and_predicts_from_its_folder(kind, tmp_path, monkeypatch, capsys):
-    code, out, err = _run(tmp_path, monkeypatch, capsys, f"adapter.kind={kind}", "train.lr_coord_rows=1e-3", "train.min_lr_ratio=0.1")
+    code, out, err = _run(tmp_path, monkeypatch, capsys, f"adapter.kind={kind}", "train.lr_coord_rows=1e-3", *FLOOR)
     assert code == 0, err
     assert "coordinate rows: 48,000 of 48,000 parameters, learning rate 0.001" in out
     assert f"adapter: {'lora of rank 16' if kind == 'lora' else 'the coordinate rows'}" in out
@@ -89,8 +90,8 @@ def test_an_interrupted_adapter_run_resumes_to_the_same_weights(kind, tmp_path):
     def trainer(steps):
         torch.manual_seed(0)
         options = TrainOptions(
-            max_steps=steps, per_device_batch_size=4, learning_rate=1e-2, warmup_steps=0, scheduler="constant_with_warmup", logging_steps=1,
-            eval_steps=10, save_steps=2, save_total_limit=None, report_to=(),
+            max_steps=steps, per_device_train_batch_size=4, learning_rate=1e-2, warmup_steps=0, lr_scheduler_type="constant_with_warmup",
+            logging_steps=1, eval_steps=10, save_steps=2, save_total_limit=None, report_to=(),
         )  # fmt: skip
         return CoordTrainer(
             model=adapt(base_model(), AdapterOptions(kind=kind, dropout=0.1), vocab(), base=workspace() / "model"),

@@ -88,7 +88,7 @@ def test_loss_and_gradients_are_those_of_the_merged_weights(family, tied, kind, 
 
 def _train(model, tmp_path, steps=2, **options):
     settings = TrainOptions(
-        max_steps=steps, per_device_batch_size=4, learning_rate=1e-2, warmup_steps=0, logging_steps=1, eval_steps=100, save_steps=100,
+        max_steps=steps, per_device_train_batch_size=4, learning_rate=1e-2, warmup_steps=0, logging_steps=1, eval_steps=100, save_steps=100,
         report_to=(), **options,
     )  # fmt: skip
     trainer = CoordTrainer(
@@ -238,7 +238,7 @@ def test_a_saved_adapter_loads_merged_and_through_peft_alike(kind, tied, tmp_pat
         model=model,
         objective=OBJECTIVE,
         vocab=vocab(),
-        args=training_arguments(TrainOptions(report_to=()), tmp_path / "out", seed=0),
+        args=training_arguments(TrainOptions(max_steps=9, report_to=()), tmp_path / "out", seed=0),
         train_dataset=RecordDataset(records()[:4], template()),
         eval_dataset=RecordDataset(records()[:4], template()),
         data_collator=collator(),

@@ -117,7 +117,7 @@ def test_any_value_survives_the_resolved_form(tmp_path_factory, rate, seed, prom
         ("train=5", "train: expected a section of keys, got 5"),
         ("data.synth.colors=red", "data.synth.colors: expected a list, got 'red'"),
         ("seed.x=1", "seed: expected a whole number, got {'x': 1}"),
-        ("train.x.y=1", "train.x: unknown key: expected one of max_steps, "),
+        ("train.x.y=1", "train.x: unknown key: expected one of num_train_epochs, "),
         ("seed=[1", "--set seed=[1: the value is not valid YAML: line 1: "),
         ("seed={a: 1, a: 2}", "--set seed={a: 1, a: 2}: the value is not valid YAML: line 1: the key 'a' stands twice"),
     ],

@@ -286,7 +286,7 @@ def _small(text):
     train = content["train"]
     if train["max_steps"] <= 10:
         return text
-    small = {"max_steps": 2, "gradient_accumulation_steps": 1, "warmup_steps": 0, "dataloader_workers": 0, "probe_samples": 1}
+    small = {"max_steps": 2, "gradient_accumulation_steps": 1, "warmup_steps": 0, "dataloader_num_workers": 0, "probe_samples": 1}
     small |= {name: 2 for name in ("eval_steps", "save_steps", "probe_steps", "logging_steps") if name in train}
     train.update({name: value for name, value in small.items() if name in train})
     content["decode"] = {"max_new_tokens": 40}

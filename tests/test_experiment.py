@@ -14,8 +14,8 @@ SMALL = [
     "data.synth.train=12", "data.synth.val=4", "data.synth.test=4", "data.synth.side=64", "model.tiny.hidden_size=48",
     "model.tiny.num_layers=2", "model.tiny.num_heads=4", "model.tiny.num_key_value_heads=2", "model.tiny.intermediate_size=64",
     "model.tiny.vision_depth=2", "model.tiny.vision_hidden_size=32", "model.tiny.vision_intermediate_size=48",
-    "model.tiny.vision_heads=2", "model.tiny.max_pixels=4096", "train.max_steps=3", "train.per_device_batch_size=4",
-    "train.group_by_length=true",
+    "model.tiny.vision_heads=2", "model.tiny.max_pixels=4096", "train.max_steps=3", "train.per_device_train_batch_size=4",
+    "train.train_sampling_strategy=group_by_length",
     "train.logging_steps=1", "train.eval_steps=2", "train.save_steps=2", "decode.max_new_tokens=90", "evaluate.bootstrap=20",
 ]  # fmt: skip
 

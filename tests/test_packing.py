@@ -308,7 +308,7 @@ def test_the_probe_refuses_rotary_positions_that_are_not_the_samples_own():
 
 
 SMALL = (
-    "data.kind=jsonl", "vocab.extend=false", "data.packing.enabled=true", "train.max_steps=2", "train.per_device_batch_size=2",
+    "data.kind=jsonl", "vocab.extend=false", "data.packing.enabled=true", "train.max_steps=2", "train.per_device_train_batch_size=2",
     "train.logging_steps=1", "train.eval_steps=2", "train.save_steps=2", "train.report_to=[]",
 )  # fmt: skip
 
@@ -342,7 +342,7 @@ def test_a_run_trains_and_evaluates_packed_and_writes_its_plan(tmp_path, monkeyp
         (["data.packing.length=0"], "data.packing.length: expected at least 1"),
         (["data.packing.tail=cut"], "data.packing.tail: expected 'drop' or 'pad'"),
         (["data.packing.tail=drop", "train.gradient_accumulation_steps=50"], "set data.packing.tail=pad"),
-        (["train.group_by_length=true"], "set train.group_by_length=false"),
+        (["train.train_sampling_strategy=group_by_length"], "set train.train_sampling_strategy=random"),
     ],
 )
 def test_packing_that_cannot_work_is_one_line_at_the_start(tmp_path, monkeypatch, capsys, words, message):

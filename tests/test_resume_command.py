@@ -91,7 +91,7 @@ def test_a_stage_that_was_stopped_half_way_is_made_again(tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--resume"], "no run to resume"),
+        (["--resume", "--set", "train.max_steps=1"], "no run to resume"),
         (["--resume", "--overwrite"], "give one of them"),
         (["--set", "train.save_best=crps"], "did you mean coord_dist/crps"),
         (["--set", "train.save_best=probe/f1_50"], "train.probe_steps to 100"),

@@ -56,8 +56,8 @@ class _Poison(CoordTrainer):
 
 def _trainer(folder, *, kind=CoordTrainer, callbacks=(), steps=3, accumulate=2, optimizers=None, **kwargs):
     options = TrainOptions(
-        max_steps=steps, per_device_batch_size=2, gradient_accumulation_steps=accumulate, warmup_steps=0, logging_steps=1, eval_steps=1000,
-        save_steps=1000, report_to=(),
+        max_steps=steps, per_device_train_batch_size=2, gradient_accumulation_steps=accumulate, warmup_steps=0, logging_steps=1,
+        eval_steps=1000, save_steps=1000, report_to=(),
     )  # fmt: skip
     return kind(
         model=fresh_model(), objective=CoordObjective(), vocab=vocab(), args=training_arguments(options, folder / "out", seed=0),
@@ -124,8 +124,8 @@ def _launch(run_dir, adapter=None, **options):
     run_dir.mkdir()
     decode = DecodeOptions(max_new_tokens=8, batch_size=2)
     return launch.train(
-        TrainOptions(per_device_batch_size=2, warmup_steps=0, report_to=(), **options), objective=CoordObjective(), model=fresh_model(),
-        template=template(), train_records=records()[:8], eval_records=records("val"), run_dir=run_dir,
+        TrainOptions(per_device_train_batch_size=2, warmup_steps=0, report_to=(), **options), objective=CoordObjective(),
+        model=fresh_model(), template=template(), train_records=records()[:8], eval_records=records("val"), run_dir=run_dir,
         processor_from=workspace() / "model", header={}, seed=0, console=Console(quiet=True),
         probe=partial(probe, template=template(), records=list(records("val")[:3]), options=decode), adapter=adapter,
     )  # fmt: skip

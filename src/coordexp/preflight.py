@@ -37,6 +37,7 @@ def preflight(config: ExperimentConfig) -> None:
 
         model = config.model
         target_layers(tiny_skeleton(model.tiny) if model.path is None else skeleton(Path(model.path)), config.adapter)
+    config.train.check_length()
 
 
 def check_source(config: ExperimentConfig, folder: Path) -> None:

@@ -20,9 +20,9 @@ EVERYTHING = {"ce": 0.3, "w1": 0.05, "crps": 0.1, "text_gate": 0.2, "entropy": 0
 def _trainer(tmp_path, size, accumulate, objective, *, steps=1, eval_batch=4, count=8, watch=None):
     options = TrainOptions(
         max_steps=steps,
-        per_device_batch_size=size,
+        per_device_train_batch_size=size,
         gradient_accumulation_steps=accumulate,
-        eval_batch_size=eval_batch,
+        per_device_eval_batch_size=eval_batch,
         max_grad_norm=1e9,
         warmup_steps=0,
         logging_steps=1,

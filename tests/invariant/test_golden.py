@@ -35,8 +35,8 @@ def short_run(folder):
             rows.append({k: v for k, v in logs.items() if not k.startswith(("speed/", "train_")) and k != "total_flos"})
 
     options = TrainOptions(
-        max_steps=3, per_device_batch_size=2, gradient_accumulation_steps=2, warmup_steps=0, logging_steps=1, eval_steps=3, save_steps=100,
-        learning_rate=1e-3, report_to=(),
+        max_steps=3, per_device_train_batch_size=2, gradient_accumulation_steps=2, warmup_steps=0, logging_steps=1, eval_steps=3,
+        save_steps=100, learning_rate=1e-3, report_to=(),
     )  # fmt: skip
     CoordTrainer(
         model=fresh_model(), vocab=vocab(), args=training_arguments(options, folder, seed=0), data_collator=collator(), callbacks=[Keep()],

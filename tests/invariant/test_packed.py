@@ -25,7 +25,7 @@ OBJECTIVE = CoordObjective(sigma=4.0, **EVERYTHING)
 
 def make_trainer(tmp_path, train, objective, *, size=1, accumulate=1, steps=1, evaluation=None, eval_batch=4, single_row=False):
     options = TrainOptions(
-        max_steps=steps, per_device_batch_size=size, gradient_accumulation_steps=accumulate, eval_batch_size=eval_batch,
+        max_steps=steps, per_device_train_batch_size=size, gradient_accumulation_steps=accumulate, per_device_eval_batch_size=eval_batch,
         max_grad_norm=1e9, warmup_steps=0, logging_steps=1, eval_steps=1000, save_steps=1000, report_to=(),
     )  # fmt: skip
     model, watch = fresh_model(), Watch()

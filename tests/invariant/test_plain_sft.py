@@ -30,8 +30,8 @@ def _ours(tmp_path, kind):
             losses.extend([logs["loss"]] if "loss" in logs else [])
 
     options = TrainOptions(
-        max_steps=STEPS, per_device_batch_size=SIZE, gradient_accumulation_steps=ACCUMULATE, max_grad_norm=1e9, warmup_steps=0,
-        scheduler="constant_with_warmup", logging_steps=1, eval_steps=1000, save_steps=1000, report_to=(),
+        max_steps=STEPS, per_device_train_batch_size=SIZE, gradient_accumulation_steps=ACCUMULATE, max_grad_norm=1e9, warmup_steps=0,
+        lr_scheduler_type="constant_with_warmup", logging_steps=1, eval_steps=1000, save_steps=1000, report_to=(),
     )  # fmt: skip
     model = fresh_model()
     optimizer = _optimizer(kind, model)

@@ -20,8 +20,8 @@ from tiny import fresh_model, records, template, workspace
 
 # Windows of 4 over 11 samples: three steps an epoch, the last one ragged. Rows are written every 3 steps, checkpoints every 4.
 OPTIONS = TrainOptions(
-    max_steps=11, per_device_batch_size=2, gradient_accumulation_steps=2, eval_batch_size=4, learning_rate=1e-3, warmup_steps=2,
-    logging_steps=3, eval_steps=5, save_steps=4, save_total_limit=None, report_to=(),
+    max_steps=11, per_device_train_batch_size=2, gradient_accumulation_steps=2, per_device_eval_batch_size=4, learning_rate=1e-3,
+    warmup_steps=2, logging_steps=3, eval_steps=5, save_steps=4, save_total_limit=None, report_to=(),
 )  # fmt: skip
 PACKING = PackingOptions(enabled=True, length=250)
 
@@ -142,7 +142,7 @@ def test_other_data_or_another_packing_plan_is_refused_before_training(whole, tm
 
 
 def test_grouping_by_length_resumes_in_a_later_epoch(tmp_path, monkeypatch):
-    options = dataclasses.replace(OPTIONS, group_by_length=True)
+    options = dataclasses.replace(OPTIONS, train_sampling_strategy="group_by_length")
     _train(tmp_path / "whole", options)
     with pytest.raises(RunStopped):
         _train(tmp_path / "run", options, stop_at=7, monkeypatch=monkeypatch)

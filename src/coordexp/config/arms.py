@@ -13,8 +13,8 @@ from coordexp.errors import ConfigError
 
 # What must be the same in every arm, or the arms cannot be compared.
 SHARED: Final = (
-    "name", "question", "seed", "output_dir", "data", "evaluate", "report", "train.max_steps", "train.per_device_batch_size",
-    "train.gradient_accumulation_steps",
+    "name", "question", "seed", "output_dir", "data", "evaluate", "report", "train.max_steps", "train.num_train_epochs",
+    "train.per_device_train_batch_size", "train.gradient_accumulation_steps",
 )  # fmt: skip
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 

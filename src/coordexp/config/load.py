@@ -16,8 +16,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from coordexp.config.schema import ExperimentConfig
 from coordexp.errors import ConfigError
+from coordexp.train.options import TrainOptions
+from coordexp.train.refused import why_refused
 
 T = typing.TypeVar("T")
+
+# Keys that somebody may expect in a section, and what its error says.
+_REFUSED: typing.Final[dict[type, dict[str, str]]] = {TrainOptions: why_refused()}
 
 # YAML 1.1 reads ``1e-3`` and ``1e3`` as text; in an experiment they are numbers.
 _EXPONENT = re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$")
@@ -228,7 +233,7 @@ def _known(raw: dict[str, Any], cls: type, prefix: str, problems: list[str]) -> 
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.5)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"expected one of {', '.join(hints)}"
-            problems.append(f"{prefix}{key}: unknown key: {hint}")
+            problems.append(f"{prefix}{key}: {_REFUSED.get(cls, {}).get(key) or f'unknown key: {hint}'}")
         elif dataclasses.is_dataclass(hints[key]) and (value is None or isinstance(value, dict)):
             kept[key] = _known(value or {}, typing.cast(type, hints[key]), f"{prefix}{key}.", problems)
         elif (expected := _not_a_number(value, hints[key])) is not None:
@@ -240,7 +245,10 @@ def _known(raw: dict[str, Any], cls: type, prefix: str, problems: list[str]) -> 
 
 def _not_a_number(value: Any, hint: Any) -> str | None:
     """What a numeric or on/off key expects, if pydantic would read another kind of value as one (``true`` as 1, ``1`` as true)."""
-    kinds = set(typing.get_args(hint) or (hint,)) - {type(None)}
+    kinds = set(typing.get_args(hint) or (hint,))
+    if value is None and type(None) in kinds:
+        return None
+    kinds -= {type(None)}
     if kinds == {bool}:
         return None if isinstance(value, bool) else "true or false"
     if kinds <= {int, float} and isinstance(value, bool | str):

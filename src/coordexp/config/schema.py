@@ -40,10 +40,10 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         if self.name in ("", ".", "..") or "/" in self.name or "\0" in self.name:
             raise ValueError(f"name: expected the name of a folder, without slashes, got {self.name!r}")
-        if self.data.packing.enabled and self.train.group_by_length:
+        if self.data.packing.enabled and self.train.train_sampling_strategy == "group_by_length":
             raise ValueError(
-                "data.packing.enabled: packs are composed by length already, and train.group_by_length would sort them again: "
-                "set train.group_by_length=false"
+                "data.packing.enabled: packs are composed by length already, and train.train_sampling_strategy would sort them again: "
+                "set train.train_sampling_strategy=random"
             )
         if self.train.lr_coord_rows is not None and not self.adapter.separate_rows:
             raise ValueError(

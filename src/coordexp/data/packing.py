@@ -134,7 +134,8 @@ class PackSchedule:
         if self.tail == "drop" and len(self.plan.packs) < self.window:
             raise ConfigError(
                 f"data.packing.tail: drop leaves nothing: {len(self.plan.packs)} packs, one step takes {self.window}: "
-                "set data.packing.tail=pad, or lower train.gradient_accumulation_steps, train.per_device_batch_size or data.packing.length"
+                "set data.packing.tail=pad, or lower train.per_device_train_batch_size, train.gradient_accumulation_steps or "
+                "data.packing.length"
             )
 
     @property

@@ -52,11 +52,12 @@ def _objective_line(section: Mapping[str, Any]) -> str:
 
 
 def _train_line(section: Mapping[str, Any]) -> str:
-    parts = [f"{section['max_steps']} steps"] if "max_steps" in section else []
-    if "per_device_batch_size" in section:
-        parts.append(f"batch {section['per_device_batch_size']} × {section.get('gradient_accumulation_steps', 1)} accumulated")
+    parts = [f"{section[key]:g} {unit}" for key, unit in (("max_steps", "steps"), ("num_train_epochs", "epochs")) if section.get(key)]
+    if "per_device_train_batch_size" in section:
+        parts.append(f"batch {section['per_device_train_batch_size']} × {section.get('gradient_accumulation_steps', 1)} accumulated")
     if "learning_rate" in section:
-        parts.append(f"learning rate {section['learning_rate']:g}" + (f", {section['scheduler']}" if "scheduler" in section else ""))
+        schedule = f", {section['lr_scheduler_type']}" if "lr_scheduler_type" in section else ""
+        parts.append(f"learning rate {section['learning_rate']:g}{schedule}")
     return "; ".join(parts)
 
 

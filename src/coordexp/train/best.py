@@ -19,7 +19,7 @@ def rankable() -> dict[str, bool]:
     return found | {metric.key: metric.better == "higher" for metric in METRICS if metric.better}
 
 
-def check_best(key: str | None, *, probe_steps: int | None, eval_steps: int, points: bool | None = None) -> bool | None:
+def check_best(key: str | None, *, probe_steps: int | None, eval_steps: float, points: bool | None = None) -> bool | None:
     """Whether higher is better for ``train.save_best``; None where nothing is asked for.
 
     ``points``: whether the model writes points; None where that is not known, and has been looked at before.

@@ -24,7 +24,7 @@ from coordexp.data.template import ChatTemplate
 from coordexp.errors import ConfigError, RunStopped
 from coordexp.losses.objective import CoordObjective
 from coordexp.modeling.load import copy_processor_files
-from coordexp.train.best import check_best
+from coordexp.train.arguments import training_arguments
 from coordexp.train.callbacks import JsonlLog, ProgressBar, rewind_log
 from coordexp.train.checkpoint import STATE, check_identity, checkpoint_step, checkpoints, publish, remove_partial
 from coordexp.train.forward import unwrapped
@@ -38,48 +38,6 @@ from coordexp.train.trainer import CoordTrainer
 from coordexp.vocab.adapters import adapt, describe_adapter, head_layers
 from coordexp.vocab.coord_vocab import CoordVocab
 from coordexp.vocab.options import AdapterOptions
-
-
-def training_arguments(options: TrainOptions, output_dir: Path, *, seed: int) -> TrainingArguments:
-    """``TrainingArguments`` with every default that would bend a number switched off."""
-    return TrainingArguments(
-        output_dir=str(output_dir),
-        max_steps=options.max_steps,
-        per_device_train_batch_size=options.per_device_batch_size,
-        per_device_eval_batch_size=options.eval_batch_size,
-        gradient_accumulation_steps=options.gradient_accumulation_steps,
-        learning_rate=options.learning_rate,
-        weight_decay=options.weight_decay,
-        adam_beta1=options.adam_beta1,
-        adam_beta2=options.adam_beta2,
-        max_grad_norm=options.max_grad_norm,
-        warmup_steps=options.warmup_steps,
-        lr_scheduler_type="cosine_with_min_lr" if options.min_lr_ratio else options.scheduler,
-        lr_scheduler_kwargs={"min_lr_rate": options.min_lr_ratio} if options.min_lr_ratio else None,
-        train_sampling_strategy="group_by_length" if options.group_by_length else "random",
-        bf16=options.bf16,
-        logging_steps=options.logging_steps,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps",
-        eval_steps=options.eval_steps,
-        save_strategy="steps",
-        save_steps=options.save_steps,
-        # Ours to do: with a limit of 1 Trainer deletes the newest checkpoint when it is not the best one.
-        save_total_limit=None,
-        metric_for_best_model=options.save_best,
-        greater_is_better=check_best(options.save_best, probe_steps=options.probe_steps, eval_steps=options.eval_steps),
-        dataloader_num_workers=options.dataloader_workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        remove_unused_columns=False,
-        label_names=["targets"],
-        report_to=list(options.report_to) or "none",
-        disable_tqdm=True,
-        # Every parameter takes part in every step: a micro-batch without coordinate positions gives graph-connected zeros.
-        ddp_find_unused_parameters=False,
-        use_cpu=not torch.cuda.is_available(),
-        seed=seed,
-        data_seed=seed,
-    )
 
 
 def banner(trainer: CoordTrainer) -> str:

@@ -1,0 +1,75 @@
+"""From the ``train`` section to ``transformers.TrainingArguments``."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from coordexp.errors import ConfigError
+from coordexp.train.best import check_best
+from coordexp.train.options import OWN, TrainOptions
+
+
+def training_arguments(options: TrainOptions, output_dir: Path, *, seed: int) -> TrainingArguments:
+    """The options as ``TrainingArguments``, with every default that would bend a number switched off.
+
+    Raises:
+        ConfigError: neither epochs nor steps; what transformers refuses, in its own words, or does not know in the installed version.
+    """
+    options.check_length()
+    # A copy, because transformers writes defaults into a dictionary that it is given.
+    given = {item.name: copy.deepcopy(options.__dict__[item.name]) for item in dataclasses.fields(options) if item.name not in OWN}
+    # Steps win where they are above 0.
+    given["max_steps"] = -1 if options.max_steps is None else options.max_steps
+    given["num_train_epochs"] = 1.0 if options.num_train_epochs is None else options.num_train_epochs
+    given["report_to"] = list(options.report_to) or "none"
+    given |= loading(options, gpu=torch.cuda.is_available()) | _checkpointing(options)
+    given |= {
+        "output_dir": str(output_dir),
+        "seed": seed,
+        "data_seed": seed,
+        "use_cpu": not torch.cuda.is_available(),
+        "logging_nan_inf_filter": False,
+        # Ours to do: with a limit of 1 Trainer deletes the newest checkpoint when it is not the best one.
+        "save_total_limit": None,
+        "metric_for_best_model": options.save_best,
+        "greater_is_better": check_best(options.save_best, probe_steps=options.probe_steps, eval_steps=options.eval_steps),
+        "remove_unused_columns": False,
+        "label_names": ["targets"],
+        "disable_tqdm": True,
+    }
+    try:
+        return TrainingArguments(**given)
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        raise ConfigError(f"train: {' '.join(str(error).split())}") from error
+
+
+def loading(options: TrainOptions, *, gpu: bool) -> dict[str, Any]:
+    """``dataloader_*``: beside a GPU up to four workers a process that live through all epochs, on a CPU none."""
+    count = options.dataloader_num_workers
+    if count is None:
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        count = min(4, (os.cpu_count() or 1) // processes) if gpu else 0
+    persistent, pinned = options.dataloader_persistent_workers, options.dataloader_pin_memory
+    return {
+        "dataloader_num_workers": count,
+        "dataloader_persistent_workers": count > 0 if persistent is None else persistent,
+        "dataloader_pin_memory": gpu if pinned is None else pinned,
+    }
+
+
+def _checkpointing(options: TrainOptions) -> dict[str, Any]:
+    """``gradient_checkpointing`` under the name that the installed transformers prefers, always the non-reentrant kind: the other gives the
+    first adapter of a frozen model no gradient."""
+    known = {item.name for item in dataclasses.fields(TrainingArguments)}
+    values = {"": options.gradient_checkpointing, "_kwargs": {"use_reentrant": False, **(options.gradient_checkpointing_kwargs or {})}}
+    new = "activation_checkpointing" in known
+    return {f"gradient_checkpointing{part}": None if new else value for part, value in values.items()} | (
+        {f"activation_checkpointing{part}": value for part, value in values.items()} if new else {}
+    )
