@@ -11,9 +11,10 @@ from tokenizers import AddedToken
 
 from command import call
 from coordexp.errors import VocabError
+from coordexp.modeling.extend import extend_model
 from coordexp.modeling.load import load_model, load_tokenizer, save_model_folder
 from coordexp.vocab.coord_vocab import CoordVocab
-from coordexp.vocab.extend import add_coord_tokens, extend, initial_rows, padded_rows
+from coordexp.vocab.extend import add_coord_tokens, initial_rows, padded_rows
 from coordexp.vocab.options import VocabOptions
 from qwen import ADDED, BASE, needs_qwen, qwen_tokenizer, ranks, tiny_qwen
 from tiny import workspace
@@ -65,12 +66,13 @@ def test_the_table_grows_to_a_multiple_of_128_and_never_shrinks():
 def test_every_model_class_is_extended_at_the_size_of_its_releases(kind, tied, tmp_path):
     model, tokenizer = tiny_qwen(kind, tied=tied), qwen_tokenizer()
     tables = [model.get_input_embeddings().weight.detach().clone(), model.get_output_embeddings().weight.detach().clone()]
-    vocab = extend(model, tokenizer, VocabOptions(init="digits", seed=1))
+    model.save_pretrained(tmp_path / "old", max_shard_size="3MB")
+    tokenizer.save_pretrained(tmp_path / "old")
+    summary = extend_model(tmp_path / "old", tmp_path / "new", VocabOptions(init="digits", seed=1))
     digit_ids = [tokenizer.encode(d, add_special_tokens=False) for d in "0123456789"]
     assert all(len(ids) == 1 for ids in digit_ids)
-    model.save_pretrained(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text("{}")  # reading the weights does not need it
-    again = load_model(tmp_path, text_only=True)
+    assert (summary.start, summary.rows_before, summary.rows_after, summary.tied) == (151_670, 151_936, 152_704, tied)
+    again = load_model(tmp_path / "new", text_only=True)
     assert again.config.model_type == kind
     weights = again.get_input_embeddings().weight, again.get_output_embeddings().weight
     assert (weights[0].data_ptr() == weights[1].data_ptr()) == tied
@@ -80,10 +82,10 @@ def test_every_model_class_is_extended_at_the_size_of_its_releases(kind, tied, t
         torch.testing.assert_close(new[:151_669], old[:151_669], rtol=0, atol=0)
         for k in (0, 7, 10, 437, 999):
             expected = torch.stack([old[digit_ids[int(d)][0]] for d in str(k)]).mean(dim=0)
-            torch.testing.assert_close(new[vocab.start + k], expected)
+            torch.testing.assert_close(new[summary.start + k], expected)
         torch.testing.assert_close(new[152_670:], old[:151_669].mean(dim=0).expand(34, -1))
     with torch.no_grad():
-        logits = again(input_ids=torch.tensor([[1, vocab.start, vocab.ids[-1]]])).logits
+        logits = again(input_ids=torch.tensor([[1, summary.start, 152_669]])).logits
     assert logits.shape[-1] == 152_704
     assert bool(logits.isfinite().all())
 
@@ -187,16 +189,20 @@ def test_special_coordinates_are_refused_because_decoding_drops_them():
         CoordVocab.from_tokenizer(tokenizer)
 
 
-def test_a_model_without_the_rows_of_its_tokenizer_gets_them_and_one_with_a_part_is_refused():
+def test_a_model_without_the_rows_of_its_tokenizer_gets_them_and_one_with_a_part_is_refused(tmp_path):
     tokenizer = load_tokenizer(workspace() / "model")
-    model, vocab = load_model(workspace() / "tiny"), CoordVocab.from_tokenizer(load_tokenizer(workspace() / "model"))
+    model, vocab = load_model(workspace() / "tiny"), CoordVocab.from_tokenizer(tokenizer)
     assert model.get_input_embeddings().weight.shape[0] <= vocab.start
-    assert extend(model, tokenizer, VocabOptions(init="ordinal")) == vocab
-    rows = model.get_input_embeddings().weight.detach()[vocab.start : vocab.start + 1000]
+    save_model_folder(model, tokenizer, tmp_path / "none", processor_from=workspace() / "tiny")
+    summary = extend_model(tmp_path / "none", tmp_path / "out", VocabOptions(init="ordinal"))
+    assert (summary.start, summary.added) == (vocab.start, False)
+    rows = load_model(tmp_path / "out").get_input_embeddings().weight.detach()[vocab.start : vocab.start + 1000]
     assert torch.cdist(rows[:1], rows[1:2]) < 0.2 * torch.cdist(rows[:1], rows[500:501])
     model.resize_token_embeddings(vocab.start + 10)
+    save_model_folder(model, tokenizer, tmp_path / "part", processor_from=workspace() / "tiny")
     with pytest.raises(VocabError, match="a part of their rows is missing"):
-        extend(model, tokenizer, VocabOptions())
+        extend_model(tmp_path / "part", tmp_path / "other", VocabOptions())
+    assert not (tmp_path / "other").exists()
 
 
 def test_extending_keeps_the_type_of_the_weights(tmp_path, monkeypatch, capsys):

@@ -5,10 +5,9 @@ Composes what lies below it, as ``experiment`` does: run directory, records, tem
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from coordexp.codec import CONVENTIONS, CoordCodec
 from coordexp.data.options import DEFAULT_PROMPT
@@ -16,6 +15,9 @@ from coordexp.data.staging import staged_folder
 from coordexp.errors import ConfigError, VocabError
 from coordexp.modeling.manifest import CHECKPOINT_MANIFEST, CheckpointManifest, read_checkpoint_manifest
 from coordexp.runs.manifest import MANIFEST, file_sha256, read_manifest, versions
+
+if TYPE_CHECKING:
+    from coordexp.modeling.streamed import Streamed
 
 TOLERANCE: Final = 1e-5
 SAMPLES: Final = 2
@@ -67,35 +69,34 @@ class _Source:
 def export_checkpoint(source: Path, out: Path, options: ExportOptions) -> ExportSummary:
     """Write ``source``, a run directory or a checkpoint folder, to ``out``, which must not exist or be empty.
 
-    With ``verify`` the written folder is loaded through the stock class, and its logits on records of the run's
-    validation split are compared with those of the trained model, adapter unmerged, both in float32.
+    Weights are read, merged and written one tensor at a time, and keep their file and, with ``dtype`` ``source``, their type.
+    With ``verify`` the logits of the written folder on records of the run's validation split are compared with those of the
+    trained model, adapter unmerged, both in float32, through the modules of the model's class, which read their weights as they run.
 
     Raises:
         ConfigError: no such run or model, a run that is not complete, ``out`` in use, flags against the manifest.
         VocabError: no coordinate tokens, or verify found a difference; nothing is written then.
     """
-    from coordexp.modeling import export
-    from coordexp.modeling.load import stored_dtype
+    import torch
+
+    from coordexp.modeling.export import source_files
+    from coordexp.modeling.streamed import open_model, save_streamed
 
     found = _find(source, options)
     if out.is_dir() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty: choose another output folder")
     tokenizer, processor_from, manifest = _contract(found, options)
     records = _sample_records(found, options) if options.verify else []
-    dtype = stored_dtype(found.base or found.checkpoint) if options.dtype == "source" else options.dtype
     with staged_folder(out) as staging:
-        model = export.load_trained(found.checkpoint, found.base)
-        _check_rows(model, manifest, found.checkpoint)
-        samples = _samples(tokenizer, processor_from, manifest, records)
-        before = [export.logits(model, inputs) for inputs in samples]
-        model = export.merge(model)
-        if options.untie:
-            export.untie(model)
-        tied = export.is_tied(model)
-        export.write_plain(model, staging, dtype=dtype, tokenizer=tokenizer, processor_from=processor_from)
-        del model
-        gc.collect()
-        worst = _compare(staging, manifest, records, samples, before, tied=tied, dtype=dtype) if options.verify else None
+        model = open_model(found.base or found.checkpoint, None if found.base is None else found.checkpoint)
+        _check_rows(model.rows, manifest, found.checkpoint)
+        dtype = model.dtype if options.dtype == "source" else options.dtype
+        shards, tied = model.merged(dtype=None if options.dtype == "source" else getattr(torch, dtype), untie=options.untie)
+        save_streamed(
+            model, shards, staging, tied=tied, tokenizer=tokenizer, processor_from=processor_from,
+            dtype=None if options.dtype == "source" else dtype,
+        )  # fmt: skip
+        worst = _compare(model, staging, processor_from, tokenizer, manifest, records, dtype=dtype) if options.verify else None
         how = {
             "checkpoint": found.checkpoint.name,
             "merged_adapter": found.base is not None,
@@ -105,7 +106,7 @@ def export_checkpoint(source: Path, out: Path, options: ExportOptions) -> Export
             if worst is None
             else {"samples": len(records), "max_relative_difference": worst, "tolerance": TOLERANCE, "computed_in": "float32"},
         }
-        hashes = {name: file_sha256(path) for name, path in export.source_files(found.checkpoint, found.base).items()}
+        hashes = {name: file_sha256(path) for name, path in source_files(found.checkpoint, found.base).items()}
         complete = manifest.exported(versions=versions(), sources=hashes, export=how)
         (staging / CHECKPOINT_MANIFEST).write_text(complete.text(), encoding="utf-8")
     return ExportSummary(out, found.checkpoint, dtype, tied, found.base is not None, worst)
@@ -175,8 +176,8 @@ def _contract(found: _Source, options: ExportOptions) -> tuple[Any, Path, Checkp
     return tokenizer, processor_from, manifest
 
 
-def _check_rows(model: Any, manifest: CheckpointManifest, checkpoint: Path) -> None:
-    rows, end = model.get_input_embeddings().weight.shape[0], manifest.coord_start + manifest.num_bins
+def _check_rows(rows: int, manifest: CheckpointManifest, checkpoint: Path) -> None:
+    end = manifest.coord_start + manifest.num_bins
     if end > rows:
         raise VocabError(f"{checkpoint}: the coordinate ids end at {end - 1}, the model has {rows} rows: run `coordexp vocab extend` on it")
 
@@ -220,19 +221,20 @@ def _samples(tokenizer: Any, processor_from: Path, manifest: CheckpointManifest,
 
 
 def _compare(
-    folder: Path, manifest: CheckpointManifest, records: list[Any], samples: list[dict[str, Any]], before: list[Any], *,
-    tied: bool, dtype: str,
-) -> float:  # fmt: skip
+    trained: Streamed, folder: Path, processor_from: Path, tokenizer: Any, manifest: CheckpointManifest, records: list[Any], *, dtype: str
+) -> float:
     """Read the written folder anew, tokenizer and processor too, and return the largest difference of its logits.
 
     Raises:
-        VocabError: other tokens, other pixels, another tying, or a difference over the tolerance.
+        VocabError: other tokens, other pixels, or a difference over the tolerance.
     """
     import torch
 
-    from coordexp.modeling.export import difference, is_tied, load_plain, logits
+    from coordexp.modeling.export import difference, logits
     from coordexp.modeling.load import load_tokenizer
+    from coordexp.modeling.streamed import open_model
 
+    samples = _samples(tokenizer, processor_from, manifest, records)
     again = _samples(load_tokenizer(folder), folder, manifest, records)
     for one, other in zip(samples, again, strict=True):
         for name in one:
@@ -240,10 +242,10 @@ def _compare(
                 raise VocabError(
                     f"verify: {name} of a sample differ when read with the exported tokenizer and processor: nothing is written"
                 )
-    model = load_plain(folder)
-    if is_tied(model) != tied:
-        raise VocabError(f"verify: expected a {'tied' if tied else 'separate'} head after loading, got the other: nothing is written")
-    worst = max(difference(one, logits(model, inputs)) for one, inputs in zip(before, again, strict=True))
+    written = open_model(folder)
+    trained.start()
+    written.start()
+    worst = max(difference(logits(trained.model, inputs), logits(written.model, inputs)) for inputs in again)
     if worst > TOLERANCE:
         hint = f": {dtype} rounds the merged weights, pass --dtype float32" if dtype != "float32" else ""
         raise VocabError(f"verify: logits differ by {worst:.1e} of the largest, allowed is {TOLERANCE:.0e}{hint}; nothing is written")

@@ -6,11 +6,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from coordexp.errors import ConfigError
-from coordexp.modeling.load import check_model_folder, load_model, load_tokenizer, save_model_folder, stored_dtype
-from coordexp.vocab.extend import extend
+from coordexp.errors import ConfigError, VocabError
+from coordexp.modeling.load import check_model_folder, load_tokenizer
+from coordexp.modeling.shards import Entry, Shards, with_entries
+from coordexp.modeling.streamed import Streamed, open_model, save_streamed
+from coordexp.vocab.adapters import base_folder, is_adapter
+from coordexp.vocab.extend import Growth, plan_growth
 from coordexp.vocab.options import Init, VocabOptions
 
 
@@ -38,24 +39,48 @@ class ExtendSummary:
 
 
 def extend_model(source: Path, out: Path, options: VocabOptions, *, overwrite: bool = False) -> ExtendSummary:
-    """Read a model folder, extend it, write it to ``out`` (which must not exist unless ``overwrite``).
+    """Read a model folder, extend it, write it to ``out`` (which must not exist unless ``overwrite``); an adapter is merged as well.
+
+    Every tensor stays in its file and its type, and only the tables change: memory is that of a table, whatever the size of the
+    model.
 
     Raises:
         ConfigError: ``source`` is no model folder, or ``out`` exists.
-        VocabError: see :func:`add_coord_tokens`.
+        VocabError: see :func:`plan_growth`.
     """
     check_model_folder(source)
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} exists: choose another folder or pass --overwrite")
-    tokenizer, model = load_tokenizer(source), load_model(source, text_only=True)
-    before, known = model.get_input_embeddings().weight.shape[0], len(tokenizer)
-    vocab = extend(model, tokenizer, options)
-    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    tokenizer = load_tokenizer(source)
+    adapter, base = (source, base_folder(source)) if is_adapter(source) else (None, source)
+    model, known = open_model(base, adapter, text_only=True), len(tokenizer)
+    vocab, growth = plan_growth(tokenizer, model.rows, options)
+    shards, tied = model.merged()
+    if growth is not None:
+        shards = _grow(model, shards, growth, tied=tied)
     staging = out.with_name(out.name + ".tmp")
     shutil.rmtree(staging, ignore_errors=True)
-    save_model_folder(model.to(getattr(torch, stored_dtype(source))), tokenizer, staging, processor_from=source)
-    if out.exists():
-        shutil.rmtree(out)
-    staging.rename(out)
-    tied, added = head.data_ptr() == table.data_ptr(), len(tokenizer) > known
-    return ExtendSummary(out, vocab.start, vocab.num_bins, before, table.shape[0], tied, options.init, added)
+    try:
+        save_streamed(model, shards, staging, tied=tied, tokenizer=tokenizer, processor_from=source, text_only=True)
+        if out.exists():
+            shutil.rmtree(out)
+        staging.rename(out)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    rows = model.rows if growth is None else growth.rows
+    return ExtendSummary(out, vocab.start, vocab.num_bins, model.rows, rows, tied, options.init, len(tokenizer) > known)
+
+
+def _grow(model: Streamed, shards: Shards, growth: Growth, *, tied: bool) -> Shards:
+    """The tables with their new rows, at the places and in the types that they have."""
+    if any(slot.module is model.tables[1] and slot.attribute == "bias" for slot in model.slots):
+        raise VocabError(f"{shards.folder}: the output head has a bias, which extending does not know: it cannot be extended")
+
+    def grown(entry: Entry) -> Entry:
+        make = entry.make or (lambda: shards.read(entry.key))
+        return Entry(entry.key, entry.dtype, (growth.rows, *entry.shape[1:]), lambda: growth.grown(make()))
+
+    entries = shards.entries
+    model.model.config.get_text_config().vocab_size = growth.rows
+    return with_entries(shards, {key: grown(entries[key]) for key in model.table_keys(tied)})

@@ -164,21 +164,24 @@ def _readable(folder: Path, what: str) -> Iterator[None]:
         raise ConfigError(f"{folder}: {what} cannot be read ({reason})") from error
 
 
-def skeleton(folder: Path) -> Any:
-    """The folder's model without its weights, on the meta device: its layers have names and shapes, and cost nothing.
+def skeleton(folder: Path, *, text_only: bool = False) -> Any:
+    """The folder's model without its weights: parameters on the meta device cost nothing, buffers are real; ``text_only`` allows Qwen3 too.
 
     Raises:
-        ConfigError: another architecture.
+        ConfigError: another architecture, or quantised weights.
     """
-    import torch
+    from accelerate import init_empty_weights
     from transformers import AutoConfig
 
     check_model_folder(folder)
     folder = base_folder(folder) if is_adapter(folder) else folder
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    made = _model_class(folder, config, text_only=False)
-    with torch.device("meta"):
-        return made(config)
+    with _readable(folder, "its config.json"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    made = _model_class(folder, config, text_only=text_only)
+    with init_empty_weights():
+        model = made(config)
+    model.tie_weights()  # whatever is set within the block above becomes a parameter of its own
+    return model
 
 
 def _model_class(folder: Path, config: Any, *, text_only: bool) -> Any:

@@ -244,8 +244,8 @@ def base_folder(folder: Path) -> Path:
     return Path(recorded)
 
 
-def wrap_adapter(model: Any, folder: Path) -> Any:
-    """The base ``model`` with the adapter in ``folder`` around it, not merged and not trained.
+def wrap_adapter(model: Any, folder: Path, *, empty: bool = False) -> Any:
+    """The base ``model`` with the adapter in ``folder`` around it, not merged and not trained; ``empty``: it is on the meta device.
 
     Raises:
         ConfigError: an adapter that does not fit this model, or without its weights.
@@ -257,7 +257,7 @@ def wrap_adapter(model: Any, folder: Path) -> Any:
         raise ConfigError(f"{folder}: adapter_model.safetensors is missing beside {ADAPTER_CONFIG}")
     try:
         with _quiet_peft():
-            return PeftModel.from_pretrained(model, folder, is_trainable=False)
+            return PeftModel.from_pretrained(model, folder, is_trainable=False, low_cpu_mem_usage=empty)
     except (SafetensorError, RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
         # What PEFT raises for weights cut short, another base model, a configuration that is not its own.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]

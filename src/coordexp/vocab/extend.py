@@ -1,8 +1,9 @@
-"""Give a tokenizer and a model in memory the 1,000 coordinate tokens, with initialised rows."""
+"""Give a tokenizer the 1,000 coordinate tokens, and the tables of its model their rows."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -13,7 +14,7 @@ from coordexp.vocab.coord_vocab import CoordVocab
 from coordexp.vocab.options import Init, VocabOptions
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 PAD_ROWS_TO: Final = 128
 HARMONICS: Final = 24
@@ -65,39 +66,44 @@ def padded_rows(tokens: int, rows: int) -> int:
     return max(rows, math.ceil(tokens / PAD_ROWS_TO) * PAD_ROWS_TO) if tokens > rows else rows
 
 
-@torch.no_grad()
-def extend(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: VocabOptions) -> CoordVocab:
-    """Add the tokens, grow the tables (see :func:`padded_rows`) and initialise the new rows, in place.
+@dataclass(frozen=True)
+class Growth:
+    """What extending does to a table: its first ``old`` rows keep their values, and it has ``rows`` rows afterwards."""
 
-    Rows of older tokens keep their values; rows that belong to no token become the mean row. A model that has its
-    coordinate rows is left as it is, so extending twice changes nothing.
+    vocab: CoordVocab
+    old: int
+    rows: int
+    digit_ids: list[list[int]]
+    options: VocabOptions
+
+    def grown(self, table: Tensor) -> Tensor:
+        """``[rows, D]`` in the type of ``table`` ``[V, D]``: older tokens' rows, the coordinates' initial rows, the mean row elsewhere."""
+        old = table[: self.old].float()
+        new = old.mean(dim=0).expand(self.rows - self.old, -1).clone()
+        start = self.vocab.start - self.old
+        new[start : start + self.vocab.num_bins] = initial_rows(old, self.vocab, self.options.init, self.digit_ids, self.options.seed)
+        return torch.cat([table[: self.old], new.to(table.dtype)])
+
+
+def plan_growth(tokenizer: PreTrainedTokenizerBase, rows: int, options: VocabOptions) -> tuple[CoordVocab, Growth | None]:
+    """Add the tokens to the tokenizer of a model with tables of ``rows`` rows, in place, and say what its tables need.
+
+    None where they have their coordinate rows already: extending twice changes nothing.
 
     Raises:
-        VocabError: a tokenizer with a part of the tokens or in another order, or a model with a part of their rows.
+        VocabError: a tokenizer with a part of the tokens or in another order, or tables with a part of their rows.
     """
-    had = "<|coord_0|>" in tokenizer.get_vocab()
-    tokens_before, rows_before = len(tokenizer), model.get_input_embeddings().weight.shape[0]
+    had, tokens_before = "<|coord_0|>" in tokenizer.get_vocab(), len(tokenizer)
     vocab = add_coord_tokens(tokenizer)
     end = vocab.start + vocab.num_bins
-    if had and end <= rows_before:
-        return vocab
-    if had and vocab.start < rows_before:
+    if had and end <= rows:
+        return vocab, None
+    if had and vocab.start < rows:
         raise VocabError(
-            f"the model has {rows_before} embedding rows, its coordinate tokens are ids {vocab.start}..{end - 1}: a part of their rows "
+            f"the model has {rows} embedding rows, its coordinate tokens are ids {vocab.start}..{end - 1}: a part of their rows "
             "is missing: start from the checkpoint and tokenizer before they were extended"
         )
-    rows_after = padded_rows(len(tokenizer), rows_before)
-    if rows_after > rows_before:
-        model.resize_token_embeddings(rows_after, mean_resizing=False)
     digits = [tokenizer.encode(str(k), add_special_tokens=False) for k in range(vocab.num_bins)]
-    tables = [model.get_input_embeddings().weight]
-    head = model.get_output_embeddings().weight
-    if head.data_ptr() != tables[0].data_ptr():
-        tables.append(head)
     # A checkpoint pads its table beyond its tokens: those rows were never trained, and say nothing about a typical row.
-    old = min(rows_before, vocab.start if had else tokens_before)
-    for weight in tables:
-        rows = initial_rows(weight[:old], vocab, options.init, digits, options.seed)
-        weight[old:] = weight[:old].float().mean(dim=0).to(weight.dtype)
-        weight[vocab.start : end] = rows.to(weight.dtype)
-    return vocab
+    old = min(rows, vocab.start if had else tokens_before)
+    return vocab, Growth(vocab, old, padded_rows(len(tokenizer), rows), digits, options)
