@@ -203,7 +203,10 @@ def test_autocast_decides_the_type_of_the_products_where_float32_is_not_faster(m
     assert seen.matrices == [torch.bfloat16] * 2 * 4, "logits and dh, four chunks"
     assert ours.gradients["hidden"].dtype == torch.float32
     assert 1e-4 < relative(ours.gradients["hidden"].cpu(), exact.gradients["hidden"]) < 1e-2, "as from bfloat16"
-    assert run(single, objective, "chunked").output.loss.item() == pytest.approx(exact.output.loss.item(), rel=1e-6)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16), _Types(columns=93) as seen:
+        wide = on_device(make_head())
+        same(run(wide, objective, "chunked"), run(wide, objective, "eager"), 1e-12)
+    assert set(seen.matrices) == {torch.float64}, "as everywhere under autocast"
 
 
 @pytest.mark.gpu

@@ -78,12 +78,14 @@ def fused_loss(x: HeadInputs, *, row_pass: RowPass, slice_pass: SlicePass) -> He
 
 
 def _product_dtype(x: HeadInputs) -> torch.dtype:
-    """Type of the matrix products: autocast's, or the inputs' common one; float32 at least where that is faster."""
+    """Type of the matrix products: autocast's (which leaves float64 alone), or the inputs' common one; float32 at least where that is
+    faster."""
     device = x.hidden.device.type
     common = torch.promote_types(x.hidden.dtype, x.weight.dtype)
     if device in _FLOAT32_IS_FASTER:
         return torch.promote_types(common, torch.float32)
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else common
+    cast = torch.is_autocast_enabled(device) and common != torch.float64
+    return torch.get_autocast_dtype(device) if cast else common
 
 
 def slice_pass(s: CoordSlice, scales: Mapping[str, Tensor], gradient: bool) -> SliceOutcome:
