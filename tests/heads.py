@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from coordexp.losses.linear import CoordLossOutput, linear_coord_loss
@@ -55,6 +56,17 @@ def make_head(*, t=57, coords=21, vocabulary=93, bins=40, start=25, width=12, ig
     return Head(hidden, weight, labels, centers, extents, torch.randn(vocabulary, generator=g, dtype=torch.float64), start, bins)
 
 
+# Tests of the mark ``gpu`` run there where it exists.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def on_device(head: Head) -> Head:
+    """What the model computes goes to ``DEVICE``; labels, centres and extents stay on the host, as in training."""
+    for name in ("hidden", "weight", "bias"):
+        setattr(head, name, vars(head)[name].to(DEVICE))
+    return head
+
+
 @dataclass
 class Outcome:
     output: CoordLossOutput
@@ -78,6 +90,22 @@ def run(
     if train:
         (output.loss * grad_output).backward()
     return Outcome(output, {k: v.grad for k, v in leaves.items() if v is not None and v.grad is not None})
+
+
+def textbook(head: Head, objective: CoordObjective) -> dict[str, Tensor]:
+    """Logits in the type of the inputs, everything after in float32 by autograd: what bf16 training does today."""
+    hidden, weight = head.hidden.clone().requires_grad_(), head.weight.clone().requires_grad_()
+    kept = head.labels != -100
+    logits = (hidden[kept] @ weight.T).float()
+    labels = head.labels.to(hidden.device)[kept]
+    coord = (labels >= head.start) & (labels < head.start + head.bins)
+    part = logits[coord][:, head.start : head.start + head.bins]
+    gate = torch.logsumexp(logits[coord], -1) - torch.logsumexp(part, -1)
+    k = torch.arange(head.bins, device=hidden.device)
+    q = torch.softmax(-0.5 * ((k - head.centers.to(hidden.device)[kept][coord].float()[:, None]) / objective.sigma) ** 2, -1)
+    soft = -(q * torch.log_softmax(part, -1)).sum(-1)
+    (F.cross_entropy(logits[~coord], labels[~coord]) + soft.mean() + gate.mean()).backward()
+    return {"hidden": hidden.grad, "weight": weight.grad}
 
 
 def relative(a: Tensor, b: Tensor) -> float:

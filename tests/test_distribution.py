@@ -91,3 +91,12 @@ def test_pit_is_uniform_when_truth_is_drawn_from_the_distribution():
 def test_wrong_shape_is_refused():
     with pytest.raises(ValueError, match=r"\[M, K\]"):
         d.expectation(torch.ones(5))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("call", [*d.READOUTS.values(), d.modes, d.entropy, d.std, d.tail_mass, lambda p: d.pit(p, torch.zeros(40))])
+def test_types_that_cannot_tell_the_bins_apart_are_refused(call, dtype):
+    assert torch.arange(1000).to(torch.bfloat16).unique().numel() == 507
+    with pytest.raises(ValueError, match=r"must be float32 or float64, got torch\.(bfloat16|float16): convert the logits"):
+        call(_random().to(dtype))
+    call(_random().float())

@@ -7,18 +7,12 @@ import torch
 
 pytest.importorskip("triton")
 
-from coordexp.losses import terms
+from coordexp.losses import chunked, rows, terms
 from coordexp.losses.objective import CoordObjective
-from coordexp.losses.triton import slice_kernel
-from heads import ALL, make_head, relative, run
+from coordexp.losses.triton import row_kernel, slice_kernel
+from heads import ALL, DEVICE, make_head, on_device, relative, run, textbook
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def on_device(head):
-    for name in ("hidden", "weight", "bias"):
-        setattr(head, name, vars(head)[name].to(DEVICE))
-    return head
+pytestmark = pytest.mark.gpu
 
 
 def small(**kwargs):
@@ -64,6 +58,47 @@ def test_evaluation_and_trained_rows_only():
         assert ours.gradients.keys() == theirs.gradients.keys()
         for name, gradient in theirs.gradients.items():
             assert relative(ours.gradients[name], gradient) <= 5e-6, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_err_no_more_than_the_textbook_in_them(dtype, monkeypatch):
+    """Logits in the type of the inputs, as on a GPU, in several chunks."""
+    monkeypatch.setattr(chunked, "_FLOAT32_IS_FASTER", frozenset())
+    head = on_device(make_head(t=48, coords=18, ignored=3, vocabulary=203, bins=64, start=100, width=16, scale=2.0).to(dtype))
+    objective = CoordObjective(sigma=2.0)
+    exact = run(head.to(torch.float64), objective, "eager")
+    ours, theirs = run(head, objective, "triton", chunk=10), textbook(head, objective)
+    assert ours.output.loss.item() == pytest.approx(exact.output.loss.item(), rel=2e-3)
+    for name in ("hidden", "weight"):
+        assert ours.gradients[name].dtype == dtype
+        assert relative(ours.gradients[name], exact.gradients[name]) <= relative(theirs[name], exact.gradients[name]) + 1e-5, name
+
+
+@pytest.mark.parametrize("columns", [93, 96, 97, 3001])
+def test_what_lies_between_the_vocabulary_and_the_stride_counts_for_nothing(columns):
+    generator = torch.Generator().manual_seed(0)
+    buffer = torch.full((6, -(-columns // 64) * 64), torch.nan, device=DEVICE)
+    buffer[:, :columns] = torch.randn(6, columns, generator=generator).to(DEVICE)
+    buffer[:, 5:11] = -torch.inf
+    plain = buffer[:, :columns].clone()
+    labels = torch.tensor([6, 7, columns - 1, 0, 3, 20], device=DEVICE)
+    label_logit = plain.gather(1, labels[:, None]).squeeze(1)
+    label_logit[:2] = 0.5
+    inputs = rows.RowInputs(
+        num_coord=2, temperature=0.7, labels=labels, label_logit=label_logit, lse_coord=torch.randn(6, generator=generator).to(DEVICE),
+        plus=torch.rand(6, generator=generator).to(DEVICE), minus=torch.rand(6, generator=generator).to(DEVICE), gradient=True, top5=True,
+    )  # fmt: skip
+    ours, theirs = row_kernel.rest_pass(buffer[:, :columns], inputs), rows.rest_pass(plain, inputs)
+    for name in ("maximum", "lse", "lse_1", "above"):
+        torch.testing.assert_close(vars(ours)[name], vars(theirs)[name], rtol=2e-6, atol=1e-6, check_dtype=False, msg=name)
+    torch.testing.assert_close(buffer[:, :columns], plain, rtol=2e-6, atol=1e-6)
+
+
+def test_rows_that_cannot_be_read_in_vectors_are_refused():
+    with pytest.raises(ValueError, match=r"multiple of 16 elements apart, got strides \(93, 1\)"):
+        row_kernel._padded(torch.zeros(3, 93))
+    with pytest.raises(RuntimeError, match="storage"):
+        row_kernel._padded(torch.zeros(3 * 96 - 3).as_strided((3, 93), (96, 1)))
 
 
 def test_the_slice_kernel_knows_every_term_we_ship():

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+import multiprocessing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,18 @@ import torch
 from torch import Tensor
 from torch.autograd import backward
 
-from coordexp.bench import rivals
+from coordexp.bench import baselines
+from coordexp.bench.baselines import Workload, make_workload
 from coordexp.bench.measure import Progress, circumstances, interleaved, spread
-from coordexp.bench.rivals import Workload, make_workload
 from coordexp.losses import targets, terms
 from coordexp.losses.linear import DEFAULT_BUDGET_MB, linear_coord_loss
 from coordexp.losses.objective import CoordObjective
 from coordexp.losses.terms import CoordSlice
 
 FULL = CoordObjective(ce=0.5, w1=0.05, crps=0.05)
+
+# Another loss on the same inputs: made once, from the workload and the buffer in MB; a call is a forward pass.
+Rival = Callable[[Workload, float], Callable[[], Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +54,8 @@ class LossBench:
         )  # fmt: skip
 
 
-def variants(bench: LossBench, w: Workload) -> dict[str, Callable[[], object]]:
-    """Calls that each run one forward and backward on the same inputs, by name; rivals that are not installed are absent."""
+def variants(bench: LossBench, w: Workload, rivals: Mapping[str, Rival]) -> dict[str, Callable[[], object]]:
+    """Calls that each run one forward and backward on the same inputs, by name."""
 
     def ours(objective: CoordObjective, *, text_only: bool = False, frozen: bool = False, rows: bool = False) -> Callable[[], object]:
         # Without coordinates the slice is two unused rows: the same code as plain fused cross-entropy.
@@ -67,24 +69,22 @@ def variants(bench: LossBench, w: Workload) -> dict[str, Callable[[], object]]:
             ).loss
         )
 
-    def rival(call: Callable[[], Tensor] | None) -> Callable[[], object] | None:
-        return None if call is None else lambda: backward(call())
+    def trained(call: Callable[[], Tensor]) -> Callable[[], object]:
+        return lambda: backward(call())
 
-    table: dict[str, Callable[[], object] | None] = {
-        "three_products": rivals.products(w, bench.budget_mb),
+    table: dict[str, Callable[[], object]] = {
+        "three_products": baselines.products(w, bench.budget_mb),
         "ours_ce_only": ours(CoordObjective.plain_ce(), text_only=True),
         "ours_full": ours(FULL),
         "ours_full_tau_0.9": ours(replace(FULL, temperature=0.9)),
         "ours_full_no_gate": ours(replace(FULL, gate=0.0)),
         "ours_full_frozen_head": ours(FULL, frozen=True),
         "ours_full_rows_only": ours(FULL, rows=True),
-        "textbook_ce_only": rival(lambda: rivals.textbook_loss(w, coordinates=False)),
-        "textbook_full": rival(lambda: rivals.textbook_loss(w, coordinates=True)),
-        "torch_linear_cross_entropy": rival(rivals.torch_linear_cross_entropy(w, bench.budget_mb)),
+        "textbook_ce_only": trained(lambda: baselines.textbook_loss(w, coordinates=False)),
+        "textbook_full": trained(lambda: baselines.textbook_loss(w, coordinates=True)),
+        **{name: trained(make(w, bench.budget_mb)) for name, make in rivals.items()},
     }
-    if bench.device != "cpu":
-        table |= {"liger_ce_only": rival(rivals.liger(w)), "cce_exact": rival(rivals.cut_cross_entropy(w))}
-    return {name: _fresh(call, w) for name, call in table.items() if call is not None}
+    return {name: _fresh(call, w) for name, call in table.items()}
 
 
 def _fresh(call: Callable[[], object], w: Workload) -> Callable[[], None]:
@@ -95,11 +95,24 @@ def _fresh(call: Callable[[], object], w: Workload) -> Callable[[], None]:
     return run
 
 
-def measure(bench: LossBench, *, memory: bool = True, progress: Progress | None = None) -> list[dict[str, Any]]:
-    """One row a variant: milliseconds, ratios to the products, to our own CE and to the textbook, peak memory in MB."""
-    w = bench.workload()
-    seconds = interleaved(variants(bench, w), bench.rounds, device=bench.device, progress=progress)
-    peaks = {name: peak_mb(bench, name) for name in seconds} if memory else {}
+def measure(
+    bench: LossBench,
+    *,
+    memory: bool = True,
+    progress: Progress | None = None,
+    rivals: Mapping[str, Rival] | None = None,
+    only: Collection[str] | None = None,
+) -> list[dict[str, Any]]:
+    """One row a variant: milliseconds, ratios to the products, to our own CE and to the textbook, peak memory in MB.
+
+    ``only``: names of the variants to measure, rivals included (None: all). A ratio to one that is not measured is empty.
+    """
+    rivals = rivals or {}
+    calls = variants(bench, bench.workload(), rivals)
+    seconds = interleaved(
+        {name: call for name, call in calls.items() if only is None or name in only}, bench.rounds, device=bench.device, progress=progress
+    )
+    peaks = {name: peak_mb(bench, name, rivals) for name in seconds} if memory else {}
     median = {name: spread(values)[1] for name, values in seconds.items()}
     shared = circumstances(bench.device)
     rows = []
@@ -109,34 +122,49 @@ def measure(bench: LossBench, *, memory: bool = True, progress: Progress | None 
             {
                 "variant": name, "rows": bench.rows, "coords": bench.coords, "vocab": bench.vocab, "dim": bench.dim, "dtype": bench.dtype,
                 "n": len(values), "p20_ms": f"{p20:.2f}", "p50_ms": f"{p50:.2f}", "p80_ms": f"{p80:.2f}",
-                "to_products": f"{median[name] / median['three_products']:.3f}",
-                "to_ours_ce": f"{median[name] / median['ours_ce_only']:.3f}",
-                "to_textbook": f"{median[name] / median['textbook_full']:.3f}",
+                "to_products": _ratio(median, name, "three_products"),
+                "to_ours_ce": _ratio(median, name, "ours_ce_only"),
+                "to_textbook": _ratio(median, name, "textbook_full"),
                 "peak_mb": f"{peaks[name]:.0f}" if memory else "",
-                "memory_to_textbook": f"{peaks[name] / peaks['textbook_full']:.3f}" if memory else "",
+                "memory_to_textbook": _ratio(peaks, name, "textbook_full"),
                 **shared,
             }
         )  # fmt: skip
     return rows
 
 
-def peak_mb(bench: LossBench, variant: str) -> float:
+def _ratio(values: Mapping[str, float], name: str, base: str) -> str:
+    return f"{values[name] / values[base]:.3f}" if base in values else ""
+
+
+def table_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The rows of :func:`measure` for people, without what was not measured."""
+    notes = (
+        ("to_products", "x products {}"), ("to_ours_ce", "x our CE {}"), ("to_textbook", "x textbook {}"),
+        ("peak_mb", "peak {} MB"), ("memory_to_textbook", "(x textbook {})"),
+    )  # fmt: skip
+    return [
+        f"{row['variant']:<28}{row['p50_ms']:>10} ms (p20 {row['p20_ms']}, p80 {row['p80_ms']})  "
+        + "  ".join(words.format(row[key]) for key, words in notes if row[key])
+        for row in rows
+    ]
+
+
+def peak_mb(bench: LossBench, variant: str, rivals: Mapping[str, Rival]) -> float:
     """Peak memory above the inputs of one call, gradients included: a process of its own on a CPU, the allocator's count on a GPU."""
-    if bench.device != "cpu":
-        w = bench.workload()
-        call = variants(bench, w)[variant]
-        torch.cuda.reset_peak_memory_stats(bench.device)
-        before = torch.cuda.memory_allocated(bench.device)
-        call()
-        return (torch.cuda.max_memory_allocated(bench.device) - before) / 2**20
-    command = [sys.executable, "-m", "coordexp.bench.loss", json.dumps(asdict(bench)), variant]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(result.stdout)
+    if bench.device == "cpu":
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(_resident_mb, bench, variant, rivals).result()
+    call = variants(bench, bench.workload(), rivals)[variant]
+    torch.cuda.reset_peak_memory_stats(bench.device)
+    before = torch.cuda.memory_allocated(bench.device)
+    call()
+    return (torch.cuda.max_memory_allocated(bench.device) - before) / 2**20
 
 
-def _single(bench: LossBench, variant: str) -> float:
+def _resident_mb(bench: LossBench, variant: str, rivals: Mapping[str, Rival]) -> float:
     """In this process: peak resident memory of one call above what was resident before it, MB."""
-    call = variants(bench, bench.workload())[variant]
+    call = variants(bench, bench.workload(), rivals)[variant]
     # The kernel's peak of a process counts from its parent's: start it again from here.
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = _peak_resident_kb()
@@ -166,7 +194,7 @@ def note_table(bench: LossBench, *, progress: Progress | None = None) -> list[di
 
     calls: dict[str, Callable[[], object]] = {
         "textbook: hard CE": lambda: torch.nn.functional.cross_entropy(part, bins, reduction="none"),
-        "textbook: soft CE + W1": lambda: rivals.soft_ce_w1(part, rivals.gaussian(bins, bench.bins, 2.0)),
+        "textbook: soft CE + W1": lambda: baselines.soft_ce_w1(part, baselines.gaussian(bins, bench.bins, 2.0)),
         "textbook: gate": lambda: torch.logsumexp(logits, -1) - torch.logsumexp(part, -1),
         "ours: hard CE": lambda: terms.ce(torch.log_softmax(part, -1), bins),
         "ours: soft CE + W1": ours_soft,
@@ -180,7 +208,3 @@ def note_table(bench: LossBench, *, progress: Progress | None = None) -> list[di
         | shared
         for name, values in seconds.items()
     ]
-
-
-if __name__ == "__main__":
-    print(_single(LossBench(**json.loads(sys.argv[1])), sys.argv[2]))

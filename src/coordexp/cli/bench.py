@@ -29,8 +29,8 @@ def loss(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The objective against three bare matrix products, the textbook in full logits, and other fused losses."""
-    from coordexp.bench.loss import LossBench, measure, note_table
+    """The objective against three bare matrix products and the textbook in full logits."""
+    from coordexp.bench.loss import LossBench, measure, note_table, table_lines
     from coordexp.bench.measure import append_csv
     from coordexp.errors import ConfigError
     from coordexp.losses.linear import IMPLEMENTATIONS
@@ -55,12 +55,7 @@ def loss(
     if as_json:
         typer.echo(json.dumps({"rows": table, "terms": singles}, default=str, indent=1))
         return
-    for row in table:
-        typer.echo(
-            f"{row['variant']:<28}{row['p50_ms']:>10} ms (p20 {row['p20_ms']}, p80 {row['p80_ms']})  x products {row['to_products']}  "
-            f"x our CE {row['to_ours_ce']}  x textbook {row['to_textbook']}"
-            + (f"  peak {row['peak_mb']} MB (x textbook {row['memory_to_textbook']})" if memory else "")
-        )
+    typer.echo("\n".join(table_lines(table)))
     typer.echo("\nforward of the loss alone, logits given:")
     for row in singles:
         typer.echo(f"{row['loss']:<28}{row['p50_ms']:>10} ms (p20 {row['p20_ms']}, p80 {row['p80_ms']})")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -21,10 +21,12 @@ from coordexp.losses.rows import RestStats, RowInputs, rest_pass
 from coordexp.losses.terms import SLICE_TERMS, CoordSlice, SliceOutcome
 
 RowPass = Callable[[Tensor, RowInputs], RestStats]
-SlicePass = Callable[[CoordSlice, Mapping[str, Tensor], bool, bool], SliceOutcome]
+SlicePass = Callable[[CoordSlice, Mapping[str, Tensor], bool], SliceOutcome]
 
 # A row stride of whole 128-byte lines, where the vocabulary is not a multiple of 8.
-_STRIDE = 64
+_STRIDE: Final = 64
+
+_FLOAT32_IS_FASTER: Final = frozenset({"cpu"})
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,9 @@ def chunked(x: HeadInputs) -> HeadResult:
 
 def fused_loss(x: HeadInputs, *, row_pass: RowPass, slice_pass: SlicePass) -> HeadResult:
     """The chunk loop, with the two passes of the device at hand."""
-    needs = Needs.of(x)
+    needs, dtype = Needs.of(x), _product_dtype(x)  # asked before both are switched off
     with torch.no_grad(), torch.autocast(x.hidden.device.type, enabled=False):
-        loop = _Loop(x, needs, _product_dtype(x), row_pass, slice_pass)
+        loop = _Loop(x, needs, dtype, row_pass, slice_pass)
         for start in range(0, max(1, x.num_rows), loop.chunk):  # once even for no row: shapes and graph stay
             loop.step(start, min(start + loop.chunk, x.num_rows))
         values = loop.values
@@ -76,16 +78,18 @@ def fused_loss(x: HeadInputs, *, row_pass: RowPass, slice_pass: SlicePass) -> He
 
 
 def _product_dtype(x: HeadInputs) -> torch.dtype:
-    """Type of the matrix products: autocast's, or the inputs' common one; on CPU never below float32, where it is slower."""
+    """Type of the matrix products: autocast's (which leaves float64 alone), or the inputs' common one; float32 at least where that is
+    faster."""
     device = x.hidden.device.type
     common = torch.promote_types(x.hidden.dtype, x.weight.dtype)
-    if device == "cpu":
+    if device in _FLOAT32_IS_FASTER:
         return torch.promote_types(common, torch.float32)
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else common
+    cast = torch.is_autocast_enabled(device) and common != torch.float64
+    return torch.get_autocast_dtype(device) if cast else common
 
 
-def slice_pass(s: CoordSlice, scales: Mapping[str, Tensor], gradient: bool, diagnostics: bool) -> SliceOutcome:
-    """Term values ``[n]``, diagnostics ``[n]`` (if asked for), and the weighted gradient ``[n, K]`` of the slice's own terms."""
+def slice_pass(s: CoordSlice, scales: Mapping[str, Tensor], gradient: bool) -> SliceOutcome:
+    """Term values ``[n]``, and the weighted gradient ``[n, K]`` of the slice's own terms if asked for."""
     values = {name: term.value(s) for name, term in SLICE_TERMS.items()}
     values["kl"] = values["soft_ce"] - terms.target_entropy(s.q)
     total = None
@@ -94,7 +98,7 @@ def slice_pass(s: CoordSlice, scales: Mapping[str, Tensor], gradient: bool, diag
         for name, scale in scales.items():
             if name in SLICE_TERMS:
                 total.addcmul_(SLICE_TERMS[name].gradient(s), scale.to(s.logits.dtype))
-    return values, coord_diagnostics(s) if diagnostics else {}, total
+    return values, total
 
 
 class _Loop:
@@ -161,9 +165,10 @@ class _Loop:
         )  # fmt: skip
         dz: Tensor | None = z[:0] if self.needs.any else None
         if n or a == 0:
-            values, diagnostics, dz = self.slice_pass(s, self.unit_scales, self.needs.any, self.x.diagnostics)
+            values, dz = self.slice_pass(s, self.unit_scales, self.needs.any)
             self._keep("terms", gate=terms.gate(s.lse, rest.lse[:n]), **values)
-            self._keep("coord", **diagnostics)
+            if x.diagnostics:
+                self._keep("coord", **coord_diagnostics(s))
         self._keep(
             "terms",
             text_ce=terms.text_ce(torch.logaddexp(text_lse, rest.lse[n:]), label_logit[n:]),
@@ -249,6 +254,13 @@ def _accumulate(total: Tensor, dlogits: Tensor, hidden: Tensor) -> None:
         total.addmm_(dlogits.T.to(total.dtype), hidden.to(total.dtype))
 
 
+def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``gradient * factor`` in float32 at least, rounded to ``dtype`` once; in place where that takes no more rounding."""
+    factor = factor.to(torch.promote_types(gradient.dtype, torch.float32))
+    keeps = gradient.dtype in (dtype, factor.dtype)
+    return (gradient.mul_(factor) if keeps else gradient * factor).to(dtype)
+
+
 class _Attach(torch.autograd.Function):
     """Joins a loss to gradients that are already computed. They serve one backward: it scales them in place."""
 
@@ -271,9 +283,7 @@ class _Attach(torch.autograd.Function):
             raise RuntimeError("the gradient of this loss was already used: run the forward again (retain_graph keeps no copy of it)")
         *gradients, unit = ctx.gradients
         ctx.gradients = None
-        factor = grad_output.double() / unit
-        scaled = [
-            None if g is None else g.mul_(factor.to(torch.promote_types(g.dtype, torch.float32))).to(dtype)
-            for g, dtype in zip(gradients, ctx.dtypes, strict=True)
-        ]
+        # One dimension, not none: a scalar tensor would be rounded to the gradient's type before the product, this one is not.
+        factor = (grad_output.double() / unit).reshape(1)
+        scaled = [None if g is None else _scaled(g, factor, dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
         return None, None, *scaled

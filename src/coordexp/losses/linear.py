@@ -154,7 +154,8 @@ def linear_coord_loss(
 
     Raises:
         ValueError: shapes that do not fit, labels out of range, a centre that is not finite or an extent that
-            is negative at a coordinate label, an empty or sharded weight (:class:`UngatheredWeight`), an unknown ``impl``.
+            is negative at a coordinate label, either of them below float32, an empty or sharded weight (:class:`UngatheredWeight`), an
+            unknown ``impl``.
     """
     run = implementation(impl, hidden.device)
     budget = DEFAULT_BUDGET_MB.get(hidden.device.type, 512) if logits_budget_mb is None else logits_budget_mb
@@ -267,6 +268,9 @@ def _check_shapes(
     for name, value in (("labels", labels), ("centers", centers), ("extents", extents)):
         if value is not None and tuple(value.shape) != (hidden.shape[0],):
             raise ValueError(f"{name} must have shape [{hidden.shape[0]}] like hidden, got {list(value.shape)}")
+    for name, value in (("centers", centers), ("extents", extents)):
+        if value is not None and value.is_floating_point() and value.dtype.itemsize < 4:
+            raise ValueError(f"{name} must be float32 or float64, got {value.dtype}: keep mixed precision from casting it")
     if coord_weight is not None and tuple(coord_weight.shape) != (num_bins, hidden.shape[1]):
         raise ValueError(f"coord_weight must have shape [{num_bins}, {hidden.shape[1]}], got {list(coord_weight.shape)}")
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):

@@ -58,8 +58,8 @@ class SliceTerm:
     gradient: Callable[[CoordSlice], Tensor]
 
 
-# Of a slice pass: term values [n], diagnostics [n], the weighted gradient [n, K] if asked for.
-SliceOutcome = tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]
+# Of a slice pass: term values [n], the weighted gradient [n, K] if asked for.
+SliceOutcome = tuple[dict[str, Tensor], Tensor | None]
 
 
 def soft_ce(log_p: Tensor, q: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The slice pass as one kernel: a program a coordinate row, all terms, diagnostics and the gradient from registers."""
+"""The slice pass as one kernel: a program a coordinate row, all terms and the gradient from registers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ from coordexp.losses.terms import CoordSlice, SliceOutcome
 # In the order in which the kernel reads and writes them.
 SCALED: Final = ("ce", "soft_ce", "w1", "crps", "entropy", "variance")
 VALUES: Final = (*SCALED, "kl")
-DIAGNOSTICS: Final = (
-    "nll", "p_gt", "margin", "rank", "argmax_bin", "expected_bin", "median_bin", "window_bin", "topk_bin", "dist_entropy", "dist_std",
-    "tail_mass", "modes", "crps_tau1", "pit", "p_gt_ceiling",
-)  # fmt: skip
+_WARPS: Final = 4
 
 
 @triton.jit
@@ -43,16 +40,17 @@ def _project(p, slope):
     return p * (g - tl.sum(p * g, axis=0))
 
 
-@triton.jit
+# What varies from chunk to chunk is no reason to compile again. The number of bins is: known to be a multiple of 4, it is read in vectors.
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["bins", "centers"])
 def _slice_kernel(
-    logits, targets, stride, bins, centers, scales, values, diagnostics, gradient, rows, columns, inverse_tau,
-    GRADIENT: tl.constexpr, HALF_WIDTH: tl.constexpr, TOPK: tl.constexpr, SEPARATION: tl.constexpr, BLOCK: tl.constexpr,
+    logits, targets, bins, centers, scales, values, gradient, rows, inverse_tau,
+    GRADIENT: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     index = tl.arange(0, BLOCK)
-    inside = index < columns
+    inside = index < COLUMNS
     k = index.to(tl.float32)
-    offset = row.to(tl.int64) * stride
+    offset = row.to(tl.int64) * COLUMNS
     z = tl.load(logits + offset + index, mask=inside, other=-float("inf"))
     q = tl.load(targets + offset + index, mask=inside, other=0.0)
     label = tl.load(bins + row)
@@ -89,62 +87,8 @@ def _slice_kernel(
         total = total * inverse_tau + tl.load(scales + 0) * (p_1 - tl.where(is_label, 1.0, 0.0))
         tl.store(gradient + offset + index, total, mask=inside)
 
-    best = tl.argmax(p_1, axis=0)
-    best_bin = best.to(tl.float32)
-    best_p = tl.max(p_1, axis=0)
-    true_logit = tl.sum(tl.where(is_label, z, 0.0), axis=0)
-    cdf = tl.cumsum(p_1, axis=0)
-    half = 0.5 * tl.max(cdf, axis=0)
-    middle = tl.minimum(tl.sum(tl.where(inside & (cdf < half), 1, 0), axis=0), columns - 1)
-    at_middle = index == middle
-    mass = tl.sum(tl.where(at_middle, p_1, 0.0), axis=0)
-    below = tl.sum(tl.where(at_middle, cdf, 0.0), axis=0) - mass
-    near = tl.where(tl.abs(k - best_bin) <= HALF_WIDTH, p_1, 0.0)
-    near_mass = tl.sum(near, axis=0)
-    far_mass = tl.sum(p_1 - near, axis=0)
-    mean_1 = tl.sum(p_1 * k, axis=0)
-    spread = tl.sqrt(tl.sum(p_1 * (k - mean_1) * (k - mean_1), axis=0))
 
-    left = p_1
-    top_mass = 0.0
-    top_sum = 0.0
-    for _ in range(TOPK):
-        peak = tl.argmax(left, axis=0)
-        height = tl.max(left, axis=0)
-        top_mass += height
-        top_sum += height * peak.to(tl.float32)
-        left = tl.where(index == peak, -1.0, left)
-
-    # A mode is above all bins to its left within the separation, and not below any to its right.
-    is_mode = inside & (p_1 > 0.1 * best_p)
-    for d in range(1, SEPARATION + 1):
-        earlier = tl.load(logits + offset + index - d, mask=inside & (index >= d), other=-float("inf"))
-        later = tl.load(logits + offset + index + d, mask=index + d < columns, other=-float("inf"))
-        is_mode = is_mode & (earlier < z) & (later <= z)
-    crps_1, _unused = _crps(p_1, k, center, inside)
-
-    tl.store(diagnostics + 0 * rows + row, nll)
-    tl.store(diagnostics + 1 * rows + row, tl.sum(tl.where(is_label, p_1, 0.0), axis=0))
-    tl.store(diagnostics + 2 * rows + row, tl.max(z, axis=0) - true_logit)
-    tl.store(diagnostics + 3 * rows + row, tl.sum(tl.where(z > true_logit, 1.0, 0.0), axis=0))
-    tl.store(diagnostics + 4 * rows + row, best_bin)
-    tl.store(diagnostics + 5 * rows + row, mean_1)
-    tl.store(diagnostics + 6 * rows + row, middle.to(tl.float32) - 0.5 + (half - below) / mass)
-    tl.store(diagnostics + 7 * rows + row, tl.sum(near * k, axis=0) / near_mass)
-    tl.store(diagnostics + 8 * rows + row, top_sum / top_mass)
-    tl.store(diagnostics + 9 * rows + row, -tl.sum(p_1 * log_p_1, axis=0))
-    tl.store(diagnostics + 10 * rows + row, spread)
-    tl.store(diagnostics + 11 * rows + row, far_mass)
-    tl.store(diagnostics + 12 * rows + row, tl.sum(tl.where(is_mode, 1.0, 0.0), axis=0))
-    tl.store(diagnostics + 13 * rows + row, crps_1)
-    home = tl.minimum(tl.maximum(tl.floor(center + 0.5), 0.0), columns - 1.0)
-    home_p = tl.sum(tl.where(k == home, p_1, 0.0), axis=0)
-    before = tl.sum(tl.where(k < home, p_1, 0.0), axis=0)
-    tl.store(diagnostics + 14 * rows + row, before + (center + 0.5 - home) * home_p)
-    tl.store(diagnostics + 15 * rows + row, tl.sum(tl.where(is_label, q, 0.0), axis=0))
-
-
-def slice_pass(s: CoordSlice, scales: Mapping[str, Tensor], gradient: bool, diagnostics: bool) -> SliceOutcome:
+def slice_pass(s: CoordSlice, scales: Mapping[str, Tensor], gradient: bool) -> SliceOutcome:
     """As :func:`coordexp.losses.chunked.slice_pass`, for the terms in ``SCALED``; float32."""
     rows, columns = s.logits.shape
     device = s.logits.device
@@ -152,13 +96,10 @@ def slice_pass(s: CoordSlice, scales: Mapping[str, Tensor], gradient: bool, diag
     zero = torch.zeros((), dtype=torch.float64, device=device)
     weights = torch.stack([scales.get(name, zero) for name in SCALED]).float()
     values = torch.empty(len(VALUES), rows, dtype=torch.float32, device=device)
-    at_1 = torch.empty(len(DIAGNOSTICS), rows, dtype=torch.float32, device=device)
     dz = torch.empty_like(z) if gradient else z
     if rows:
         _slice_kernel[(rows,)](
-            z, q, columns, s.bins.contiguous(), s.centers.contiguous(), weights, values, at_1, dz, rows, columns,
-            1.0 / s.temperature,
-            GRADIENT=gradient, HALF_WIDTH=16, TOPK=min(10, columns), SEPARATION=3, BLOCK=triton.next_power_of_2(columns), num_warps=4,
+            z, q, s.bins.contiguous(), s.centers.contiguous(), weights, values, dz, rows, 1.0 / s.temperature,
+            GRADIENT=gradient, COLUMNS=columns, BLOCK=triton.next_power_of_2(columns), num_warps=_WARPS, enable_fp_fusion=True,
         )  # fmt: skip
-    named = dict(zip(VALUES, values, strict=True)), dict(zip(DIAGNOSTICS, at_1, strict=True)) if diagnostics else {}
-    return *named, dz if gradient else None
+    return dict(zip(VALUES, values, strict=True)), dz if gradient else None

@@ -1,8 +1,7 @@
-"""What the objective is measured against: the textbook in full logits, bare products, other fused losses."""
+"""What the objective is measured against: bare products and the textbook in full logits."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -86,31 +85,3 @@ def soft_ce_w1(part: Tensor, q: Tensor) -> Tensor:
     """Soft cross-entropy and Wasserstein-1, per row."""
     log_p = torch.log_softmax(part, -1)
     return -(q * log_p).sum(-1) + (log_p.exp() - q).cumsum(-1).abs().sum(-1)
-
-
-def torch_linear_cross_entropy(w: Workload, budget_mb: float) -> Callable[[], Tensor] | None:
-    """torch's own fused loss with a chunk of the same budget (its automatic one is ten times slower on a CPU); None where absent."""
-    if "linear_cross_entropy" not in dir(F):
-        return None
-    chunk = max(1, min(w.hidden.shape[0], int(budget_mb * 2**20 // (w.weight.shape[0] * w.weight.element_size()))))
-    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk)
-    return lambda: F.linear_cross_entropy(w.hidden, w.weight, w.labels, options=options)
-
-
-def liger(w: Workload) -> Callable[[], Tensor] | None:
-    """``liger-kernel``'s fused linear cross-entropy; None where it is not installed."""
-    if importlib.util.find_spec("liger_kernel") is None:
-        return None
-    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-
-    loss = LigerFusedLinearCrossEntropyLoss()
-    return lambda: loss(w.weight, w.hidden, w.labels)
-
-
-def cut_cross_entropy(w: Workload) -> Callable[[], Tensor] | None:
-    """``cut-cross-entropy`` without gradient filtering (``cce_exact``); None where it is not installed."""
-    if importlib.util.find_spec("cut_cross_entropy") is None:
-        return None
-    from cut_cross_entropy import linear_cross_entropy
-
-    return lambda: linear_cross_entropy(w.hidden, w.weight, w.labels, impl="cce_exact")
