@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from coordexp.errors import ConfigError
+from coordexp.data.staging import staged_folder
 from coordexp.modeling.load import check_model_folder, load_model, load_tokenizer, save_model_folder, stored_dtype
 from coordexp.vocab.extend import extend
 from coordexp.vocab.options import Init, VocabOptions
@@ -38,24 +37,18 @@ class ExtendSummary:
 
 
 def extend_model(source: Path, out: Path, options: VocabOptions, *, overwrite: bool = False) -> ExtendSummary:
-    """Read a model folder, extend it, write it to ``out`` (which must not exist unless ``overwrite``).
+    """Read a model folder, extend it, write it to ``out`` (which must not exist; with ``overwrite`` it may be a model that was written so).
 
     Raises:
-        ConfigError: ``source`` is no model folder, or ``out`` exists.
+        ConfigError: ``source`` is no model folder, or ``out`` is in use.
         VocabError: see :func:`add_coord_tokens`.
     """
     check_model_folder(source)
-    if out.exists() and not overwrite:
-        raise ConfigError(f"{out} exists: choose another folder or pass --overwrite")
-    tokenizer, model = load_tokenizer(source), load_model(source, text_only=True)
-    before, known = model.get_input_embeddings().weight.shape[0], len(tokenizer)
-    vocab = extend(model, tokenizer, options)
-    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    staging = out.with_name(out.name + ".tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    save_model_folder(model.to(getattr(torch, stored_dtype(source))), tokenizer, staging, processor_from=source)
-    if out.exists():
-        shutil.rmtree(out)
-    staging.rename(out)
+    with staged_folder(out, kind="model", overwrite=overwrite) as staging:
+        tokenizer, model = load_tokenizer(source), load_model(source, text_only=True)
+        before, known = model.get_input_embeddings().weight.shape[0], len(tokenizer)
+        vocab = extend(model, tokenizer, options)
+        table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+        save_model_folder(model.to(getattr(torch, stored_dtype(source))), tokenizer, staging, processor_from=source)
     tied, added = head.data_ptr() == table.data_ptr(), len(tokenizer) > known
     return ExtendSummary(out, vocab.start, vocab.num_bins, before, table.shape[0], tied, options.init, added)
