@@ -8,12 +8,12 @@ import shutil
 import pytest
 import torch
 
+from adapted import base_model
 from coordexp.decode.generate import generate
 from coordexp.decode.options import DecodeOptions
 from coordexp.decode.predict import predict
 from coordexp.errors import ConfigError, VocabError
 from coordexp.losses.objective import CoordObjective
-from coordexp.modeling.export import untie
 from coordexp.modeling.extend import extend_model
 from coordexp.modeling.load import load_image_processor, load_model, load_tokenizer
 from coordexp.modeling.tiny import train_tokenizer, write_tiny_model
@@ -106,8 +106,10 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
         load_model(tmp_path / "nothing")
     with pytest.raises(ConfigError, match=r"config\.json"):
         load_tokenizer(tmp_path)
-    with pytest.raises(ConfigError, match="exists"):
-        write_tiny_model(tmp_path, SMALL)
+    (tmp_path / "thesis.txt").touch()
+    for overwrite, word in ((False, "is not empty"), (True, "is no model that coordexp wrote")):
+        with pytest.raises(ConfigError, match=word):
+            write_tiny_model(tmp_path, SMALL, overwrite=overwrite)
 
 
 def test_binding_changes_no_state_key_and_no_stock_output():
@@ -123,8 +125,7 @@ def test_binding_changes_no_state_key_and_no_stock_output():
 @pytest.mark.parametrize("when", ["before binding", "after binding"])
 def test_a_head_whose_weight_was_never_gathered_is_named_in_one_line(when):
     """ZeRO-3 leaves an empty weight of one dimension in a module whose hooks did not run."""
-    model = fresh_model()
-    untie(model)
+    model = base_model(tied=False)
     head = model.get_output_embeddings()
 
     def empty():

@@ -12,6 +12,7 @@ import torch
 
 pytest.importorskip("deepspeed", reason="make test-deepspeed installs it")
 
+from adapted import untied_folder
 from tiny import fresh_model, workspace
 
 CASES = [(stage, tied) for stage in (2, 3) for tied in (True, False)]
@@ -21,6 +22,7 @@ CASES = [(stage, tied) for stage in (2, 3) for tied in (True, False)]
 def seen(tmp_path_factory):
     out, here = tmp_path_factory.mktemp("zero"), Path(__file__).parent
     paths = [str(here), str(here.parent), str(here.parent / "invariant"), *sys.path]
+    untied_folder()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", here / "deepspeed_ranks.py"]
     done = subprocess.run(
         [*command, workspace(), out], check=False, timeout=900, capture_output=True, text=True,

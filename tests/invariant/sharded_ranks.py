@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 import tiny
 from coordexp.losses.objective import CoordObjective
 from coordexp.losses.sums import Normalizer
-from coordexp.modeling.export import untie
+from coordexp.modeling.load import load_model
 from coordexp.train import forward
 from coordexp.train.meters import step_sums
 from coordexp.train.options import TokenTypeMetrics
@@ -45,11 +45,7 @@ def prepared(model):
 
 def bound(*, tied):
     """A model with the objective, gradient checkpointing on; with a head of its own unless ``tied``."""
-    model = tiny.fresh_model()
-    if not tied:
-        untie(model)
-        with torch.no_grad():
-            model.get_output_embeddings().weight.mul_(1.5)
+    model = tiny.fresh_model() if tied else load_model(tiny.workspace() / "untied")
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     forward.bind_coord_loss(model, vocab=tiny.vocab(), objective=CoordObjective(sigma=2.0, w1=0.05))

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from adapted import untied_folder
 from tiny import workspace
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     out, here = tmp_path_factory.mktemp("sharded"), Path(__file__).parent
+    untied_folder()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", here / "sharded_ranks.py"]
     done = subprocess.run(
         [*command, workspace(), out], check=False, timeout=300, capture_output=True, text=True,
