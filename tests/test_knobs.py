@@ -148,7 +148,7 @@ def test_every_missing_package_is_a_line_with_the_command_before_anything_is_wri
         "train.optim: paged_adamw_8bit needs a package that is not installed: pip install bitsandbytes",
         "train.report_to: wandb needs a package that is not installed: pip install wandb",
         "train.report_to: comet_ml needs a package that is not installed: pip install comet-ml",
-        "train.deepspeed: a DeepSpeed set-up needs a package that is not installed: pip install deepspeed",
+        "train.deepspeed: a DeepSpeed set-up needs a package that is not installed: pip install 'coordexp[deepspeed]'",
         "model.attn_implementation: flash_attention_2 needs a package that is not installed: pip install flash-attn --no-build-isolation",
     ]
     assert not (tmp_path / "run").exists()
@@ -165,7 +165,7 @@ def test_every_missing_package_is_a_line_with_the_command_before_anything_is_wri
         (["train.optim_args='betas=(0.9, 0.9'"], "train.optim: "),
         (["train.lr_scheduler_type=warmup_stable_decay"], "train.lr_scheduler_kwargs: "),
         (["train.lr_scheduler_kwargs={min_lr_rate: 0.1}"], "train.lr_scheduler_kwargs: "),
-        (["train.deepspeed=none.json"], "train"),
+        (["train.fsdp_config=none.json"], "train.fsdp_config: expected a mapping of keys or a JSON file, there is no file none.json"),
     ],
 )
 def test_what_transformers_would_refuse_later_is_one_line_before_anything_is_written(sets, problem, tmp_path, monkeypatch, capsys):
@@ -237,12 +237,12 @@ def test_the_probe_runs_at_the_last_step_so_that_the_last_evaluation_has_its_val
     values = iter([0.1, 0.3])
     options = {"max_steps": 3, "eval_steps": 2, "save_steps": 100, "probe_steps": 2, "save_best": "probe/f1_50"}
 
-    def probe(model):
+    def probe(model, **_):
         return {"probe/f1_50": next(values), "probe/objects_per_image": 1.0, "probe/parse_rate": 1.0}
 
     rows = _train(tmp_path / "run", probe=probe, **options)
     assert [(row["step"], row["probe/f1_50"]) for row in rows if "probe/f1_50" in row] == [(2, 0.1), (3, 0.3)]
     state = json.loads((tmp_path / "run/checkpoints/checkpoint-3/trainer_state.json").read_text())
     assert (state["best_global_step"], state["best_metric"]) == (3, 0.3)
-    _train(tmp_path / "short", probe=lambda model: {"probe/f1_50": 0.0, "probe/objects_per_image": 0.0, "probe/parse_rate": 0.0},
+    _train(tmp_path / "short", probe=lambda model, **_: {"probe/f1_50": 0.0, "probe/objects_per_image": 0.0, "probe/parse_rate": 0.0},
            **options | {"max_steps": 1})  # fmt: skip

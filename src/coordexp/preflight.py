@@ -51,7 +51,7 @@ def check_packages(config: ExperimentConfig) -> None:
     wanted = [("train.optim", train.optim, OPTIMIZERS[train.optim])]
     wanted += [("train.report_to", name, REPORTERS[name]) for name in train.report_to]
     if train.deepspeed is not None or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true"):
-        wanted.append(("train.deepspeed", "a DeepSpeed set-up", ("deepspeed", "deepspeed")))
+        wanted.append(("train.deepspeed", "a DeepSpeed set-up", ("'coordexp[deepspeed]'", "deepspeed")))
     if config.model.attn_implementation == "flash_attention_2":
         wanted.append(("model.attn_implementation", "flash_attention_2", ("flash-attn --no-build-isolation", "flash_attn")))
     for key, value, package in wanted:

@@ -59,6 +59,10 @@ def try_arguments(options: TrainOptions) -> None:
     sharded = bool(options.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
     if sharded and not torch.accelerator.is_available():
         raise ConfigError("train.fsdp: accelerate shards on accelerators only, and here is none: remove it and start with torchrun (DDP)")
+    for key in ("deepspeed", "fsdp_config"):
+        named = options.__dict__[key]
+        if isinstance(named, str) and not Path(named).is_file():
+            raise ConfigError(f"train.{key}: expected a mapping of keys or a JSON file, there is no file {named}")
     args = training_arguments(options, Path("unused"), seed=0)
     steps = max(args.max_steps, 1)
     parameter = torch.nn.Parameter(torch.zeros(2, 2))
