@@ -35,6 +35,7 @@ from coordexp.evaluate.result import evaluate_files
 from coordexp.grammar import ROLE_CODES, parse, render
 from coordexp.predicting import probe
 from coordexp.train.best import check_best
+from coordexp.train.options import TrainOptions
 from predicting import model
 from tiny import fresh_model, records, template, vocab
 
@@ -192,10 +193,10 @@ def test_a_model_that_points_has_its_own_metric_in_the_probe(tmp_path):
     values = probe(fresh_model(), dataclasses.replace(ASKING, geometry="point_2d"), found, DecodeOptions(max_new_tokens=20), ("point_2d",))
     assert set(values) == {"probe/parse_rate", "probe/point_acc", "probe/objects_per_image", "probe/duplicate_rate"}
     assert values["probe/point_acc"] == 0
-    assert check_best("probe/point_acc", probe_steps=2, eval_steps=2, points=True) is True
+    assert check_best(TrainOptions(save_best="probe/point_acc", probe_steps=2, eval_steps=2), points=True) is True
     for key, points, meant in (("probe/f1_50", True, "probe/point_acc"), ("probe/point_acc", False, "probe/f1_50")):
         with pytest.raises(ConfigError, match=f"did you mean {meant}"):
-            check_best(key, probe_steps=2, eval_steps=2, points=points)
+            check_best(TrainOptions(save_best=key, probe_steps=2, eval_steps=2), points=points)
 
 
 GROUNDING = "data: {kind: synth, prompt: 'Find the {phrase}.', synth: {task: grounding, min_objects: 2}}\n"

@@ -25,8 +25,9 @@ from tiny import workspace
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_packaged_demo_is_the_one_in_experiments():
-    assert starter_files("demo")["demo.yaml"] == (ROOT / "experiments" / "demo.yaml").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("kind", "name"), [("demo", "demo"), ("detection", "finetune")])
+def test_the_packaged_experiment_is_the_one_in_experiments(kind, name):
+    assert starter_files(kind)[f"{kind}.yaml"] == (ROOT / "experiments" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -50,7 +51,7 @@ def test_init_writes_a_commented_experiment_that_loads_and_a_readme_with_command
         check_parses(command)
         if command[0] == "run":
             sets = [value for flag, value in itertools.pairwise(command) if flag == "--set"]
-            assert load_config(folder / command[1], sets).train.max_steps > 0
+            load_config(folder / command[1], sets).train.check_length()
 
 
 @pytest.mark.parametrize("name", ["demo.yaml", "README.md"])
@@ -75,8 +76,7 @@ def test_the_detection_template_runs_on_own_data_with_a_model_folder(tmp_path, m
     assert call(monkeypatch, capsys, "init", ".", "--kind", "detection")[0] == 0
     assert call(monkeypatch, capsys, "run", "detection.yaml")[2].startswith("error: models/qwen3-vl: no such model folder")
     small = [
-        "model.dtype=float32", "model.max_pixels=4096", "train.max_steps=2", "train.gradient_accumulation_steps=1", "train.warmup_steps=1",
-        "train.eval_steps=2", "train.save_steps=2", "decode.max_new_tokens=60", "evaluate.bootstrap=5",
+        "model.max_pixels=4096", "train.num_train_epochs=1", "decode.max_new_tokens=60", "evaluate.bootstrap=5", "data.max_test=2",
     ]  # fmt: skip
     where = [f"model.path={workspace() / 'tiny'}", f"data.source={workspace() / 'data'}"]
     code, _, err = call(monkeypatch, capsys, "run", "detection.yaml", *_sets(*small, *where))

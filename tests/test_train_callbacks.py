@@ -208,14 +208,14 @@ def test_the_best_checkpoint_outlives_the_newer_ones(tmp_path, monkeypatch):
 )
 def test_a_metric_that_cannot_rank_is_refused_with_the_nearest_that_can(key, message):
     with pytest.raises(ConfigError, match=f"train.save_best: .*{message}"):
-        check_best(key, probe_steps=None, eval_steps=100)
+        check_best(TrainOptions(save_best=key))
 
 
 def test_every_rankable_metric_is_one_that_an_evaluation_or_the_probe_gives(tmp_path):
     metrics = _trainer(tmp_path).evaluate()
     assert {f"eval_{key}" for key in rankable()} <= metrics.keys() | {f"eval_{key}" for key in PROBE_KEYS}
-    assert check_best("eval_coord_dist/crps", probe_steps=None, eval_steps=1) is False
-    assert check_best("token_acc", probe_steps=None, eval_steps=1) is True
+    assert check_best(TrainOptions(save_best="eval_coord_dist/crps")) is False
+    assert check_best(TrainOptions(save_best="token_acc")) is True
 
 
 def test_throughput_counts_real_tokens_and_the_loss_share_is_a_share(tmp_path):

@@ -24,7 +24,7 @@ from coordexp.config.schema import ExperimentConfig
 from coordexp.errors import ConfigError, DataError, RunStopped
 from coordexp.grammar import Geometry
 from coordexp.predicting import evaluate_predictions, predict_records, probe, progress_bar
-from coordexp.preflight import check_folder, check_records, preflight
+from coordexp.preflight import check_folder, check_records, check_training, preflight
 from coordexp.runs.manifest import RunDirectory, Status
 
 STAGES = ("data", "model", "train", "predict", "evaluate", "report")
@@ -54,8 +54,10 @@ def run(
         raise ConfigError(f"unknown stage {until!r}: expected one of {', '.join(STAGES)}")
     preflight(config)
     processes = _join()
-    console = console or Console(quiet=not processes.first)
     planned = STAGES if until is None else STAGES[: STAGES.index(until) + 1]
+    if "train" in planned:
+        check_training(config)
+    console = console or Console(quiet=not processes.first)
     wanted = planned
     if processes.first:
         directory = _directory(config, run_dir, command, overwrite=overwrite, resume=resume)

@@ -5,6 +5,8 @@ Beside ``experiment``, which calls it; heavy imports are inside the functions.
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from coordexp.config.schema import ExperimentConfig
 from coordexp.data.answers import PHRASE, PHRASE_FIELD, answer_geometries, ask
 from coordexp.data.records import Record
 from coordexp.errors import ConfigError, DataError
+from coordexp.train.options import OPTIMIZERS, REPORTERS
 
 
 def preflight(config: ExperimentConfig) -> None:
@@ -24,10 +27,7 @@ def preflight(config: ExperimentConfig) -> None:
     if config.train.save_best is not None:
         from coordexp.train.best import check_best
 
-        check_best(
-            config.train.save_best, probe_steps=config.train.probe_steps, eval_steps=config.train.eval_steps,
-            points=config.data.geometry == "point_2d",
-        )  # fmt: skip
+        check_best(config.train, points=config.data.geometry == "point_2d")
     if config.data.source is not None and not Path(config.data.source).is_dir():
         raise ConfigError(f"data.source: expected a folder, {config.data.source} is none: pass --set data.source=FOLDER")
     if config.adapter.kind in ("lora", "dora"):
@@ -37,7 +37,41 @@ def preflight(config: ExperimentConfig) -> None:
 
         model = config.model
         target_layers(tiny_skeleton(model.tiny) if model.path is None else skeleton(Path(model.path)), config.adapter)
+    check_packages(config)
     config.train.check_length()
+
+
+def check_packages(config: ExperimentConfig) -> None:
+    """Refuse what asks for a package that is not installed.
+
+    Raises:
+        ConfigError: a line for each, with the command that installs it.
+    """
+    train, problems = config.train, []
+    wanted = [("train.optim", train.optim, OPTIMIZERS[train.optim])]
+    wanted += [("train.report_to", name, REPORTERS[name]) for name in train.report_to]
+    if train.deepspeed is not None or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true"):
+        wanted.append(("train.deepspeed", "a DeepSpeed set-up", ("'coordexp[deepspeed]'", "deepspeed")))
+    if config.model.attn_implementation == "flash_attention_2":
+        wanted.append(("model.attn_implementation", "flash_attention_2", ("flash-attn --no-build-isolation", "flash_attn")))
+    for key, value, package in wanted:
+        if package is not None and importlib.util.find_spec(package[1]) is None:
+            problems.append(f"{key}: {value} needs a package that is not installed: pip install {package[0]}")
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_training(config: ExperimentConfig) -> None:
+    """Refuse what transformers, its optimizers or its schedules would refuse later; nothing is written.
+
+    Apart from :func:`preflight`, because it takes the processes of a launcher as they are: they must have met.
+
+    Raises:
+        ConfigError: in one line, with the library's own words where it has some.
+    """
+    from coordexp.train.arguments import try_arguments
+
+    try_arguments(config.train)
 
 
 def check_source(config: ExperimentConfig, folder: Path) -> None:

@@ -29,14 +29,17 @@ _EXPONENT = re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$")
 _FLOAT_TAG = "tag:yaml.org,2002:float"
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 _TIMESTAMP_TAG = "tag:yaml.org,2002:timestamp"
+# YAML 1.1 reads ``no`` as false, and ``eval_strategy: no`` would not be what it says.
+_BOOL_TAG = "tag:yaml.org,2002:bool"
+_BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML without duplicate keys and without dates: ``question: 2026-11-24`` is text."""
+    """YAML without duplicate keys, without dates (``question: 2026-11-24`` is text) and with two truth values, ``true`` and ``false``."""
 
 
 _StrictLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP_TAG]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_TIMESTAMP_TAG, _BOOL_TAG)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
@@ -57,6 +60,7 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 _StrictLoader.add_implicit_resolver(_FLOAT_TAG, _EXPONENT, list("-+0123456789"))  # type: ignore[no-untyped-call]
+_StrictLoader.add_implicit_resolver(_BOOL_TAG, _BOOL, list("tTfF"))  # type: ignore[no-untyped-call]
 
 
 def _parse(text: str) -> Any:
@@ -271,7 +275,7 @@ _EXPECTED = {
 
 def _describe(error: Any) -> str:
     # A key that takes text or a list is named by pydantic with the kind it tried: no part of the path.
-    where = ".".join(str(part) for part in error["loc"] if part != "str" and "[" not in str(part))
+    where = ".".join(str(part) for part in error["loc"] if part not in ("str", "bool") and "[" not in str(part))
     message = str(error["msg"])
     if error["type"] == "value_error":
         # Raised by a section's own check, which names its key already.

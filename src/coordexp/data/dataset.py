@@ -20,7 +20,14 @@ class RecordDataset(Dataset[Example]):
     def __init__(self, records: Sequence[Record], template: ChatTemplate) -> None:
         self.records = list(records)
         self.template = template
-        self.epoch = 0
+        # Shared with the workers of a data loader: with persistent ones their copy of this object stays that of the first epoch.
+        self._epoch = torch.zeros(1, dtype=torch.int64)
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of :meth:`set_epoch`, in every process of a data loader."""
+        return int(self._epoch)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -30,7 +37,7 @@ class RecordDataset(Dataset[Example]):
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the data loader at the start of an epoch."""
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
 
     def lengths(self) -> list[int]:
         """Answer lengths in tokens, for grouping samples of similar length (images do not enter)."""

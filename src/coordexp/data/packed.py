@@ -34,13 +34,16 @@ class PackedDataset(Dataset[Pack]):
     def __init__(self, samples: RecordDataset, schedule: PackSchedule) -> None:
         self.samples = samples
         self.schedule = schedule
-        self.set_epoch(0)
+        self._order: tuple[int, tuple[int, ...]] = (0, schedule.order(0))
 
     def __len__(self) -> int:
         return self.schedule.slots
 
     def __getitem__(self, index: int) -> Pack:
-        number = self._order[index]
+        epoch = self.samples.epoch
+        if self._order[0] != epoch:
+            self._order = epoch, self.schedule.order(epoch)
+        number = self._order[1][index]
         plan = self.schedule.plan
         if number == FILLER:
             shortest = min((i for pack in plan.packs for i in pack), key=lambda i: (plan.sample_lengths[i], i))
@@ -57,7 +60,6 @@ class PackedDataset(Dataset[Pack]):
     def set_epoch(self, epoch: int) -> None:
         """Called by the data loader at the start of an epoch."""
         self.samples.set_epoch(epoch)
-        self._order = self.schedule.order(epoch)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments, get_scheduler
 
 from coordexp.errors import ConfigError
 from coordexp.train.best import check_best
@@ -39,15 +41,47 @@ def training_arguments(options: TrainOptions, output_dir: Path, *, seed: int) ->
         # Ours to do: with a limit of 1 Trainer deletes the newest checkpoint when it is not the best one.
         "save_total_limit": None,
         "metric_for_best_model": options.save_best,
-        "greater_is_better": check_best(options.save_best, probe_steps=options.probe_steps, eval_steps=options.eval_steps),
+        "greater_is_better": check_best(options),
         "remove_unused_columns": False,
         "label_names": ["targets"],
         "disable_tqdm": True,
     }
-    try:
+    with _one_line("train"):
         return TrainingArguments(**given)
-    except (ValueError, TypeError, ImportError, OSError) as error:
-        raise ConfigError(f"train: {' '.join(str(error).split())}") from error
+
+
+def try_arguments(options: TrainOptions) -> None:
+    """Make the arguments, the optimizer and the schedule once, on a parameter that stands for the model's.
+
+    Raises:
+        ConfigError: what does not work, in the library's words; sharding without an accelerator.
+    """
+    sharded = bool(options.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
+    if sharded and not torch.accelerator.is_available():
+        raise ConfigError("train.fsdp: accelerate shards on accelerators only, and here is none: remove it and start with torchrun (DDP)")
+    for key in ("deepspeed", "fsdp_config"):
+        named = options.__dict__[key]
+        if isinstance(named, str) and not Path(named).is_file():
+            raise ConfigError(f"train.{key}: expected a mapping of keys or a JSON file, there is no file {named}")
+    args = training_arguments(options, Path("unused"), seed=0)
+    steps = max(args.max_steps, 1)
+    parameter = torch.nn.Parameter(torch.zeros(2, 2))
+    with _one_line("train.optim"):
+        made, settings = Trainer.get_optimizer_cls_and_kwargs(args)
+        optimizer = made([{"params": [parameter], "lr": options.learning_rate}], **settings)
+    with _one_line("train.lr_scheduler_kwargs"):
+        get_scheduler(
+            args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps, scheduler_specific_kwargs=args.lr_scheduler_kwargs
+        )
+
+
+@contextmanager
+def _one_line(key: str) -> Iterator[None]:
+    """What a library says of the values that it is given, in one line."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{key}: {' '.join(str(error).split())}") from error
 
 
 def loading(options: TrainOptions, *, gpu: bool) -> dict[str, Any]:
@@ -55,7 +89,7 @@ def loading(options: TrainOptions, *, gpu: bool) -> dict[str, Any]:
     count = options.dataloader_num_workers
     if count is None:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        count = min(4, (os.cpu_count() or 1) // processes) if gpu else 0
+        count = max(1, min(4, (os.cpu_count() or 1) // processes)) if gpu else 0
     persistent, pinned = options.dataloader_persistent_workers, options.dataloader_pin_memory
     return {
         "dataloader_num_workers": count,

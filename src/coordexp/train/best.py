@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from coordexp.errors import ConfigError
+from coordexp.train.options import BY_METRIC, TrainOptions
 from coordexp.train.registry import METRICS
 
+if TYPE_CHECKING:
+    from transformers import TrainerState
+
 PROBE_KEYS: Final = ("probe/parse_rate", "probe/f1_50", "probe/point_acc", "probe/objects_per_image", "probe/duplicate_rate")
+
+
+def waited(state: TrainerState) -> int:
+    """Evaluations since the best one, from the log of the trainer, which a resumed run reads back."""
+    best = state.best_global_step or 0
+    return sum("eval_loss" in row and row["step"] > best for row in state.log_history)
 
 
 def rankable() -> dict[str, bool]:
@@ -19,7 +29,7 @@ def rankable() -> dict[str, bool]:
     return found | {metric.key: metric.better == "higher" for metric in METRICS if metric.better}
 
 
-def check_best(key: str | None, *, probe_steps: int | None, eval_steps: float, points: bool | None = None) -> bool | None:
+def check_best(options: TrainOptions, *, points: bool | None = None) -> bool | None:
     """Whether higher is better for ``train.save_best``; None where nothing is asked for.
 
     ``points``: whether the model writes points; None where that is not known, and has been looked at before.
@@ -27,6 +37,7 @@ def check_best(key: str | None, *, probe_steps: int | None, eval_steps: float, p
     Raises:
         ConfigError: a key that no evaluation will have, with the nearest legal one.
     """
+    key = options.save_best
     if key is None:
         return None
     legal = rankable()
@@ -41,9 +52,13 @@ def check_best(key: str | None, *, probe_steps: int | None, eval_steps: float, p
         kind, measured, other = ("points", "probe/point_acc", "probe/f1_50") if points else ("boxes", "probe/f1_50", "probe/point_acc")
         if name == other:
             raise ConfigError(f"train.save_best: {key} is not measured on a model that writes {kind}: did you mean {measured}?")
-    if name in PROBE_KEYS and (probe_steps is None or eval_steps % probe_steps):
+    if name in PROBE_KEYS and options.lr_scheduler_type in BY_METRIC:
+        raise ConfigError(f"train.lr_scheduler_type: {options.lr_scheduler_type} follows an evaluation, not {key}: set another save_best")
+    if name in PROBE_KEYS and options.eval_strategy != "steps":
+        raise ConfigError(f"train.save_best: {key} needs the probe at every evaluation: set train.eval_strategy=steps")
+    if name in PROBE_KEYS and (options.probe_steps is None or options.eval_steps % options.probe_steps):
         raise ConfigError(
-            f"train.save_best: {key} needs the probe at every evaluation (train.eval_steps={eval_steps}): "
-            f"set train.probe_steps to {eval_steps} or a divisor of it"
+            f"train.save_best: {key} needs the probe at every evaluation (train.eval_steps={options.eval_steps}): "
+            f"set train.probe_steps to {options.eval_steps} or a divisor of it"
         )
     return legal[name]

@@ -25,6 +25,7 @@ from coordexp.errors import ConfigError, RunStopped
 from coordexp.losses.objective import CoordObjective
 from coordexp.modeling.load import copy_processor_files
 from coordexp.train.arguments import training_arguments
+from coordexp.train.best import waited
 from coordexp.train.callbacks import JsonlLog, ProgressBar, rewind_log
 from coordexp.train.checkpoint import STATE, check_identity, checkpoint_step, checkpoints, publish, remove_partial
 from coordexp.train.forward import unwrapped
@@ -117,6 +118,7 @@ def train(
         processor_from=processor_from,
         rates=GroupRates.of(options),
         keep_checkpoints=options.save_total_limit,
+        patience=options.patience,
         on_nonfinite=options.on_nonfinite,
         nonfinite_path=run_dir / "nonfinite.jsonl",
         identity=data.identity,
@@ -154,6 +156,8 @@ def train(
         bar.close()
     if trainer.stopped_by:
         raise RunStopped(trainer.stopped_by)
+    if options.patience is not None and trainer.state.global_step < trainer.state.max_steps:
+        say(f"ended at step {trainer.state.global_step}: {options.patience} evaluations in a row were not better (train.patience)")
     if options.save_best is not None and trainer.state.best_global_step:
         say(f"best {options.save_best}: {trainer.state.best_metric:.6g} in checkpoints/checkpoint-{trainer.state.best_global_step}")
     return _save_final(trainer, run_dir, processor_from)
@@ -214,6 +218,7 @@ def _checkpoint(trainer: CoordTrainer, run_dir: Path, resume: bool, say: Callabl
     if resume and first:
         step = checkpoint_step(found[-1]) if found else 0
         rows = rewind_log(run_dir / "logging.jsonl", step)
+        rewind_log(run_dir / "histograms.jsonl", step)
         taken = f"; {rows} later rows of logging.jsonl taken back" if rows else ""
         say(f"resuming from {found[-1].name}{taken}" if found else f"no checkpoint yet: training starts at step 0{taken}")
     if not found:
@@ -223,11 +228,13 @@ def _checkpoint(trainer: CoordTrainer, run_dir: Path, resume: bool, say: Callabl
 
 
 def _fit(trainer: CoordTrainer, checkpoint: Path | None) -> None:
-    if checkpoint is not None and checkpoint_step(checkpoint) >= trainer.args.max_steps:
-        # Trained to the end, and stopped before the final model was written. Trainer would make one more step.
-        trainer._load_from_checkpoint(str(checkpoint))
-        trainer.state = TrainerState.load_from_json(str(checkpoint / STATE))
-        return
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(checkpoint / STATE))
+        if state.global_step >= state.max_steps or (trainer.patience is not None and waited(state) >= trainer.patience):
+            # Trained to the end, and stopped before the final model was written. Trainer would make one more step.
+            trainer._load_from_checkpoint(str(checkpoint))
+            trainer.state = state
+            return
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 

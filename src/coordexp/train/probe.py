@@ -25,7 +25,8 @@ class ProbeRun(Protocol):
 
 
 class GenerationProbe(TrainerCallback):
-    """Every ``every`` steps: ``run`` gives the values of ``best.PROBE_KEYS``, logged as a row of their own.
+    """Every ``every`` steps, and at the last, which is evaluated too: ``run`` gives the values of ``best.PROBE_KEYS``, logged as a row of
+    their own.
 
     Each rank generates its share of the images. Of a sharded model all ranks generate all of them together, since each forward pass
     needs them all. Weights, random state and mode of the model are as before afterwards, so that a run with the probe trains like one
@@ -39,7 +40,7 @@ class GenerationProbe(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Probe, before the step is logged, evaluated and saved."""
-        if state.global_step % self.every:
+        if state.global_step % self.every and state.global_step < state.max_steps:
             return
         assert self.trainer is not None
         trainer = self.trainer

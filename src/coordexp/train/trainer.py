@@ -16,6 +16,7 @@ from coordexp.errors import ConfigError
 from coordexp.losses.objective import CoordObjective
 from coordexp.losses.sums import LossSums
 from coordexp.modeling.load import copy_processor_files
+from coordexp.train.best import waited
 from coordexp.train.checkpoint import ResumableTrainer
 from coordexp.train.exact import ExactSteps
 from coordexp.train.forward import bind_coord_loss
@@ -45,6 +46,7 @@ class CoordTrainer(ExactSteps, ResumableTrainer):
         processor_from: Path | None = None,
         rates: GroupRates | None = None,
         keep_checkpoints: int | None = None,
+        patience: int | None = None,
         on_nonfinite: str = "stop",
         nonfinite_path: Path | None = None,
         identity: dict[str, Any] | None = None,
@@ -64,11 +66,13 @@ class CoordTrainer(ExactSteps, ResumableTrainer):
         self.rates = rates or GroupRates(base=self.args.learning_rate, weight_decay=self.args.weight_decay)
         self.histograms_path = histograms_path
         self.keep_checkpoints = keep_checkpoints
+        self.patience = patience
         self.identity = {"processes": self.args.world_size, "window": 2, **(identity or {})}
         self.stop = stop or StopRequest()
         self.speed: SpeedMeter | None = None
         self.probe_values: dict[str, float] = {}
         self._sampler: EpochSampler | None = None
+        self._eval_loader: Any = None
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], None]:
         """The window's batches, see :class:`ExactSteps`."""
@@ -148,10 +152,13 @@ class CoordTrainer(ExactSteps, ResumableTrainer):
         self.probe_values = dict(state["probe"])
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Probe values can be the best metric too; a new best is saved at once, whatever ``save_steps`` says."""
+        """Probe values can be the best metric too. A new best, and the end by ``patience``, is saved whatever ``save_steps`` says."""
         new = super()._determine_best_metric({**metrics, **{f"eval_{k}": v for k, v in self.probe_values.items()}}, trial)
-        if new:
+        done = self.patience is not None and waited(self.state) >= self.patience
+        if new or done:
             self.control.should_save = True
+        if done:
+            self.control.should_training_stop = True
         return bool(new)
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -175,9 +182,27 @@ class CoordTrainer(ExactSteps, ResumableTrainer):
         )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Batches of the evaluation data, every sample once."""
-        data = self._even(self.eval_dataset if eval_dataset is None else eval_dataset, self.args.eval_batch_size)
-        return super().get_eval_dataloader(data)
+        """Batches of the evaluation data, every sample once. Only the own set keeps workers; ``Trainer`` reads any set by the first's."""
+        if eval_dataset is None and self._eval_loader is not None:
+            # It counts its rounds as epochs, and the order of the objects would be another one in every evaluation.
+            self._eval_loader.set_epoch(0)
+            return self._eval_loader
+        loader = self._get_dataloader(
+            dataset=self._even(self.eval_dataset if eval_dataset is None else eval_dataset, self.args.eval_batch_size),
+            description="Evaluation",
+            batch_size=self.args.eval_batch_size,
+            sampler_fn=self._get_eval_sampler,
+        )
+        if eval_dataset is None and self.args.dataloader_persistent_workers:
+            self._eval_loader = loader
+        return loader
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        loader = super()._get_dataloader(*args, **kwargs)
+        # Else a new iterator takes a number from the global random state, and persistent workers, with their one iterator, would
+        # leave other numbers to dropout than none.
+        loader.base_dataloader.generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
 
     def _even(self, data: Any, batch: int) -> Any:
         ranks = self.args.world_size
