@@ -177,6 +177,12 @@ def skeleton(folder: Path, *, text_only: bool = False) -> Any:
     folder = base_folder(folder) if is_adapter(folder) else folder
     with _readable(folder, "its config.json"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    quantised = config.to_dict().get("quantization_config")
+    if quantised is not None:
+        raise ConfigError(
+            f"{folder}/config.json: quantization_config: {quantised.get('quant_method')}: quantised weights cannot be extended, merged or "
+            "adapted as they are: start from the bfloat16 checkpoint"
+        )
     made = _model_class(folder, config, text_only=text_only)
     with init_empty_weights():
         model = made(config)
