@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from coordexp.errors import ConfigError, VocabError
@@ -38,11 +40,14 @@ class ExtendSummary:
         )
 
 
-def extend_model(source: Path, out: Path, options: VocabOptions, *, overwrite: bool = False) -> ExtendSummary:
+def extend_model(
+    source: Path, out: Path, options: VocabOptions, *, overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ExtendSummary:  # fmt: skip
     """Read a model folder, extend it, write it to ``out`` (which must not exist unless ``overwrite``); an adapter is merged as well.
 
     Every tensor stays in its file and its type, and only the tables change: memory is that of a table, whatever the size of the
-    model.
+    model. ``progress`` is told the files written and how many there are.
 
     Raises:
         ConfigError: ``source`` is no model folder, or ``out`` exists.
@@ -61,7 +66,11 @@ def extend_model(source: Path, out: Path, options: VocabOptions, *, overwrite: b
     staging = out.with_name(out.name + ".tmp")
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        save_streamed(model, shards, staging, tied=tied, tokenizer=tokenizer, processor_from=source, text_only=True)
+        files = count(1)
+        save_streamed(
+            model, shards, staging, tied=tied, tokenizer=tokenizer, processor_from=source, text_only=True,
+            step=lambda: progress(next(files), len(shards.files)),
+        )  # fmt: skip
         if out.exists():
             shutil.rmtree(out)
         staging.rename(out)

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final
 
 from coordexp.errors import ConfigError
 from coordexp.modeling.manifest import CHECKPOINT_MANIFEST, check_contract
@@ -103,21 +103,6 @@ def write_pixel_budget(folder: Path, processor: Any) -> None:
             part.pop(older, None)
         part["size"] = {"shortest_edge": low, "longest_edge": high}
         write_json(path, content)
-
-
-def stored_dtype(folder: Path) -> Literal["float32", "bfloat16", "float16"]:
-    """The type of the weights by the folder's configuration, float32 where it does not say.
-
-    Raises:
-        ConfigError: another type.
-    """
-    folder = base_folder(folder) if is_adapter(folder) else folder
-    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    part = content.get("text_config", {})
-    named: Any = content.get("dtype") or content.get("torch_dtype") or part.get("dtype") or part.get("torch_dtype") or "float32"
-    if named not in ("float32", "bfloat16", "float16"):
-        raise ConfigError(f"{folder}/config.json: dtype: expected float32, bfloat16 or float16, got {named!r}")
-    return cast(Literal["float32", "bfloat16", "float16"], named)
 
 
 def load_model(folder: Path, options: ModelOptions | None = None, *, text_only: bool = False) -> Any:

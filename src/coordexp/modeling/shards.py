@@ -164,8 +164,10 @@ def beside(shards: Shards, key: str, entry: Entry) -> Shards:
     return replace(shards, files=shards.files | {name: (*shards.files[name], entry)})
 
 
-def write_shards(shards: Shards, out: Path) -> None:
+def write_shards(shards: Shards, out: Path, step: Callable[[], None] = lambda: None) -> None:
     """Write every file, and the index if there was one, into the folder ``out``. One tensor is in memory at a time.
+
+    ``step`` is called after each file.
 
     Raises:
         ConfigError: no room, or a tensor that was made with values that are not finite.
@@ -176,6 +178,7 @@ def write_shards(shards: Shards, out: Path) -> None:
                 shutil.copyfile(shards.folder / name, out / name)
             else:
                 _write_file(shards, name, out / name)
+            step()
         if shards.index is not None:
             (out / INDEX).write_text(json.dumps(_index(shards), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -181,9 +181,9 @@ def open_model(folder: Path, adapter: Path | None = None, *, text_only: bool = F
     shards = open_shards(folder)
     model = skeleton(folder, text_only=text_only)
     keys = _stored_keys(model, shards)
-    if not _is_one_table(model, shards, keys):
-        untie(model)
     tables = model.get_input_embeddings(), model.get_output_embeddings()
+    if tables[0].weight is tables[1].weight and not _is_one_table(model, shards, keys):
+        untie(model)
     tied = tables[0].weight is tables[1].weight
     slots, made = tuple(_slots(model, shards, keys)), type(model).__name__
     layers: dict[int, Any] = {}
@@ -198,9 +198,11 @@ def open_model(folder: Path, adapter: Path | None = None, *, text_only: bool = F
 
 def save_streamed(
     model: Streamed, shards: Shards, out: Path, *, tied: bool, tokenizer: Any, processor_from: Path, dtype: str | None = None,
-    text_only: bool = False,
+    text_only: bool = False, step: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
     """Write weights, configuration (``dtype`` in it, None: as it is), tokenizer and processor files to ``out``, and look at them again.
+
+    ``step`` is called after each file of weights.
 
     Raises:
         ConfigError: no room on the disk, or the written headers are not those of the written configuration.
@@ -213,10 +215,11 @@ def save_streamed(
     config.save_pretrained(out)
     if (shards.folder / GENERATION).is_file():
         shutil.copyfile(shards.folder / GENERATION, out / GENERATION)
-    write_shards(shards, out)
+    write_shards(shards, out, step)
     tokenizer.save_pretrained(out)
     copy_processor_files(processor_from, out)
-    open_model(out, text_only=text_only)
+    if open_model(out, text_only=text_only).tied != tied:
+        raise ConfigError(f"{out}: expected a {'tied' if tied else 'separate'} head in what was written, found the other")
 
 
 def untie(model: Any) -> None:
