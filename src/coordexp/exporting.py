@@ -5,7 +5,9 @@ Composes what lies below it, as ``experiment`` does: run directory, records, tem
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -66,12 +68,15 @@ class _Source:
     run: Path | None
 
 
-def export_checkpoint(source: Path, out: Path, options: ExportOptions) -> ExportSummary:
+def export_checkpoint(
+    source: Path, out: Path, options: ExportOptions, progress: Callable[[int, int], None] = lambda done, total: None
+) -> ExportSummary:
     """Write ``source``, a run directory or a checkpoint folder, to ``out``, which must not exist or be empty.
 
     Weights are read, merged and written one tensor at a time, and keep their file and, with ``dtype`` ``source``, their type.
     With ``verify`` the logits of the written folder on records of the run's validation split are compared with those of the
     trained model, adapter unmerged, both in float32, through the modules of the model's class, which read their weights as they run.
+    ``progress`` is told how many of the files and comparisons are done.
 
     Raises:
         ConfigError: no such run or model, a run that is not complete, ``out`` in use, flags against the manifest.
@@ -92,11 +97,18 @@ def export_checkpoint(source: Path, out: Path, options: ExportOptions) -> Export
         _check_rows(model.rows, manifest, found.checkpoint)
         dtype = model.dtype if options.dtype == "source" else options.dtype
         shards, tied = model.merged(dtype=None if options.dtype == "source" else getattr(torch, dtype), untie=options.untie)
+        steps = count(1)
+
+        def step() -> None:
+            progress(next(steps), len(shards.files) + 2 * len(records))
+
         save_streamed(
             model, shards, staging, tied=tied, tokenizer=tokenizer, processor_from=processor_from,
-            dtype=None if options.dtype == "source" else dtype,
+            dtype=None if options.dtype == "source" else dtype, step=step,
         )  # fmt: skip
-        worst = _compare(model, staging, processor_from, tokenizer, manifest, records, dtype=dtype) if options.verify else None
+        worst = None
+        if options.verify:
+            worst = _compare(model, staging, processor_from, tokenizer, manifest, records, dtype=dtype, step=step)
         how = {
             "checkpoint": found.checkpoint.name,
             "merged_adapter": found.base is not None,
@@ -221,8 +233,9 @@ def _samples(tokenizer: Any, processor_from: Path, manifest: CheckpointManifest,
 
 
 def _compare(
-    trained: Streamed, folder: Path, processor_from: Path, tokenizer: Any, manifest: CheckpointManifest, records: list[Any], *, dtype: str
-) -> float:
+    trained: Streamed, folder: Path, processor_from: Path, tokenizer: Any, manifest: CheckpointManifest, records: list[Any], *, dtype: str,
+    step: Callable[[], None],
+) -> float:  # fmt: skip
     """Read the written folder anew, tokenizer and processor too, and return the largest difference of its logits.
 
     Raises:
@@ -245,7 +258,12 @@ def _compare(
     written = open_model(folder)
     trained.start()
     written.start()
-    worst = max(difference(logits(trained.model, inputs), logits(written.model, inputs)) for inputs in again)
+    worst = 0.0
+    for inputs in again:
+        before = logits(trained.model, inputs)
+        step()
+        worst = max(worst, difference(before, logits(written.model, inputs)))
+        step()
     if worst > TOLERANCE:
         hint = f": {dtype} rounds the merged weights, pass --dtype float32" if dtype != "float32" else ""
         raise VocabError(f"verify: logits differ by {worst:.1e} of the largest, allowed is {TOLERANCE:.0e}{hint}; nothing is written")

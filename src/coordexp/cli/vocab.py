@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coordexp.cli.common import AsJson, Group, Overwrite, Seed, examples
+from coordexp.cli.common import AsJson, Group, Overwrite, Seed, examples, progress
 
 if TYPE_CHECKING:
     from coordexp.exporting import ExportSummary
@@ -42,7 +42,9 @@ def extend(
         raise ConfigError(f"--init: expected one of {', '.join(get_args(Init))}, got {init}")
     from coordexp.modeling.extend import extend_model
 
-    _say(extend_model(model, out, VocabOptions(init=cast(Init, init), seed=seed), overwrite=overwrite), as_json)
+    with progress("files") as told:
+        summary = extend_model(model, out, VocabOptions(init=cast(Init, init), seed=seed), overwrite=overwrite, progress=told)
+    _say(summary, as_json)
 
 
 @app.command(
@@ -84,7 +86,9 @@ def export(
         prompt=prompt,
         convention=convention,
     )
-    _say(export_checkpoint(run, out, options), as_json)
+    with progress("files and comparisons" if verify else "files") as told:
+        summary = export_checkpoint(run, out, options, told)
+    _say(summary, as_json)
 
 
 def _say(summary: ExtendSummary | ExportSummary, as_json: bool) -> None:

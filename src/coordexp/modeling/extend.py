@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from coordexp.data.staging import staged_folder
@@ -38,13 +40,16 @@ class ExtendSummary:
         )
 
 
-def extend_model(source: Path, out: Path, options: VocabOptions, *, overwrite: bool = False) -> ExtendSummary:
+def extend_model(
+    source: Path, out: Path, options: VocabOptions, *, overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ExtendSummary:  # fmt: skip
     """Read a model folder, extend it, write it to ``out``; an adapter is merged as well.
 
     ``out`` must not exist; with ``overwrite`` it may be a model that was written so.
 
     Every tensor stays in its file and its type, and only the tables change: memory is that of a table, whatever the size of the
-    model.
+    model. ``progress`` is told the files written and how many there are.
 
     Raises:
         ConfigError: ``source`` is no model folder, or ``out`` is in use.
@@ -52,10 +57,10 @@ def extend_model(source: Path, out: Path, options: VocabOptions, *, overwrite: b
     """
     check_model_folder(source)
     with staged_folder(out, kind="model", overwrite=overwrite) as staging:
-        return _extended(source, out, staging, options)
+        return _extended(source, out, staging, options, progress)
 
 
-def _extended(source: Path, out: Path, staging: Path, options: VocabOptions) -> ExtendSummary:
+def _extended(source: Path, out: Path, staging: Path, options: VocabOptions, progress: Callable[[int, int], None]) -> ExtendSummary:
     tokenizer = load_tokenizer(source)
     adapter, base = (source, base_folder(source)) if is_adapter(source) else (None, source)
     model, known = open_model(base, adapter, text_only=True), len(tokenizer)
@@ -63,7 +68,11 @@ def _extended(source: Path, out: Path, staging: Path, options: VocabOptions) -> 
     shards, tied = model.merged()
     if growth is not None:
         shards = _grow(model, shards, growth, tied=tied)
-    save_streamed(model, shards, staging, tied=tied, tokenizer=tokenizer, processor_from=source, text_only=True)
+    files = count(1)
+    save_streamed(
+        model, shards, staging, tied=tied, tokenizer=tokenizer, processor_from=source, text_only=True,
+        step=lambda: progress(next(files), len(shards.files)),
+    )  # fmt: skip
     rows = model.rows if growth is None else growth.rows
     return ExtendSummary(out, vocab.start, vocab.num_bins, model.rows, rows, tied, options.init, len(tokenizer) > known)
 

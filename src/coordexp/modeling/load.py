@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final
 
 from coordexp.errors import ConfigError
 from coordexp.modeling.manifest import CHECKPOINT_MANIFEST, check_contract
@@ -105,21 +105,6 @@ def write_pixel_budget(folder: Path, processor: Any) -> None:
         write_json(path, content)
 
 
-def stored_dtype(folder: Path) -> Literal["float32", "bfloat16", "float16"]:
-    """The type of the weights by the folder's configuration, float32 where it does not say.
-
-    Raises:
-        ConfigError: another type.
-    """
-    folder = base_folder(folder) if is_adapter(folder) else folder
-    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    part = content.get("text_config", {})
-    named: Any = content.get("dtype") or content.get("torch_dtype") or part.get("dtype") or part.get("torch_dtype") or "float32"
-    if named not in ("float32", "bfloat16", "float16"):
-        raise ConfigError(f"{folder}/config.json: dtype: expected float32, bfloat16 or float16, got {named!r}")
-    return cast(Literal["float32", "bfloat16", "float16"], named)
-
-
 def load_model(folder: Path, options: ModelOptions | None = None, *, text_only: bool = False) -> Any:
     """A Qwen-VL model from safetensors in the folder, in ``options.dtype`` (float32 by default); ``text_only`` allows Qwen3 too.
 
@@ -177,6 +162,12 @@ def skeleton(folder: Path, *, text_only: bool = False) -> Any:
     folder = base_folder(folder) if is_adapter(folder) else folder
     with _readable(folder, "its config.json"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    quantised = config.to_dict().get("quantization_config")
+    if quantised is not None:
+        raise ConfigError(
+            f"{folder}/config.json: quantization_config: {quantised.get('quant_method')}: quantised weights cannot be extended, merged or "
+            "adapted as they are: start from the bfloat16 checkpoint"
+        )
     made = _model_class(folder, config, text_only=text_only)
     with init_empty_weights():
         model = made(config)

@@ -164,28 +164,39 @@ def beside(shards: Shards, key: str, entry: Entry) -> Shards:
     return replace(shards, files=shards.files | {name: (*shards.files[name], entry)})
 
 
-def write_shards(shards: Shards, out: Path) -> None:
+def write_shards(shards: Shards, out: Path, step: Callable[[], None] = lambda: None) -> None:
     """Write every file, and the index if there was one, into the folder ``out``. One tensor is in memory at a time.
 
+    ``step`` is called after each file.
+
     Raises:
-        ConfigError: a tensor with values that are not finite.
+        ConfigError: no room, or a tensor that was made with values that are not finite.
     """
-    for name, entries in shards.files.items():
-        if all(entry.make is None for entry in entries):
-            shutil.copyfile(shards.folder / name, out / name)
-        else:
-            _write_file(shards, name, out / name)
-    if shards.index is None:
-        return
-    entries_of = shards.entries
+    try:
+        for name, entries in shards.files.items():
+            if all(entry.make is None for entry in entries):
+                shutil.copyfile(shards.folder / name, out / name)
+            else:
+                _write_file(shards, name, out / name)
+            step()
+        if shards.index is not None:
+            (out / INDEX).write_text(json.dumps(_index(shards), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    except OSError as error:
+        size = sum(entry.nbytes for entry in shards.entries.values()) / 1e9
+        raise ConfigError(f"{out.parent}: {size:.1f} GB of weights cannot be written ({error.strerror}): choose another disk") from None
+
+
+def _index(shards: Shards) -> dict[str, Any]:
+    old = shards.index or {}
     sizes = {
-        "total_parameters": sum(torch.Size(entry.shape).numel() for entry in entries_of.values()),
-        "total_size": sum(entry.nbytes for entry in entries_of.values()),
+        "total_parameters": sum(torch.Size(entry.shape).numel() for entry in shards.entries.values()),
+        "total_size": sum(entry.nbytes for entry in shards.entries.values()),
     }
-    old = shards.index.get("metadata") or {}
-    weight_map = dict(sorted((entry.key, name) for name, entries in shards.files.items() for entry in entries))
-    index = {"metadata": old | {key: size for key, size in sizes.items() if key in old}, "weight_map": weight_map}
-    (out / INDEX).write_text(json.dumps(shards.index | index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    metadata = old.get("metadata") or {}
+    return old | {
+        "metadata": metadata | {key: size for key, size in sizes.items() if key in metadata},
+        "weight_map": {entry.key: name for name, entries in shards.files.items() for entry in entries},
+    }
 
 
 def _write_file(shards: Shards, name: str, out: Path) -> None:

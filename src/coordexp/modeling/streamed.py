@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from coordexp.errors import ConfigError
 from coordexp.modeling.load import copy_processor_files, skeleton
 from coordexp.modeling.shards import Entry, Shards, as_dtype, beside, open_shards, with_entries, write_shards
-from coordexp.vocab.adapters import ADAPTER_CONFIG, wrap_adapter
+from coordexp.vocab.adapters import wrap_adapter
 from coordexp.vocab.merging import brings, changes, check_mergeable, layers_of, merge, replaces_only_rows, share_rows
 
 GENERATION: Final = "generation_config.json"
@@ -69,23 +69,24 @@ class Streamed:
         return str(self.shards.entries[key].dtype).removeprefix("torch.")
 
     @contextmanager
-    def filled(self, root: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
-        """The parameters below ``root`` are there for the length of the block, copies of the stored ones, at least in float32."""
-        slots = self._below(root)
+    def filled(self, slots: list[_Slot], dtype: torch.dtype | None = None) -> Iterator[None]:
+        """The parameters are there for the length of the block: copies of the stored or the given ones, at least in float32."""
+        before = [slot.module.get_parameter(slot.attribute) for slot in slots]
         for slot in slots:
             self._fill(slot, dtype)
         try:
             yield
         finally:
-            for slot in slots:
-                setattr(slot.module, slot.attribute, slot.empty)
+            for slot, parameter in zip(slots, before, strict=True):
+                setattr(slot.module, slot.attribute, parameter)
 
     def _fill(self, slot: _Slot, dtype: torch.dtype | None = None) -> None:
-        stored = self.shards.read(slot.key)
-        value = stored.to(dtype or torch.promote_types(stored.dtype, torch.float32), copy=True)
+        given = slot.given()
+        value = self.shards.read(slot.key) if given is None else given
+        value = value.to(dtype or torch.promote_types(value.dtype, torch.float32), copy=True)
         setattr(slot.module, slot.attribute, nn.Parameter(value, requires_grad=False))
 
-    def _below(self, root: nn.Module) -> list[_Slot]:
+    def _empty_below(self, root: nn.Module) -> list[_Slot]:
         inside = {id(module) for module in root.modules()}
         return [slot for slot in self.slots if id(slot.module) in inside and slot.given() is None]
 
@@ -94,8 +95,8 @@ class Streamed:
         units = list(_units(self.model, {id(self.model.get_input_embeddings()), id(self.model.get_output_embeddings())}))
         for unit in units:
             _fill_while_running(self, unit)
-        later = {id(slot) for unit in units for slot in self._below(unit)}
-        for slot in self._below(self.model):
+        later = {id(slot) for unit in units for slot in self._empty_below(unit)}
+        for slot in self._empty_below(self.model):
             if id(slot) not in later:
                 self._fill(slot)
         self.model.eval()
@@ -133,7 +134,8 @@ class Streamed:
             return Entry(entry.key, entry.dtype, entry.shape, lambda: value.to(entry.dtype))
 
         def make() -> Tensor:
-            with torch.no_grad(), self.filled(slot.module, entry.dtype if replaces_only_rows(layer) else None):
+            own = [other for other in self.slots if other.module is slot.module]
+            with torch.no_grad(), self.filled(own, entry.dtype if replaces_only_rows(layer) else None):
                 return merge(layer, slot.module, slot.attribute).to(entry.dtype)
 
         return Entry(entry.key, entry.dtype, entry.shape, make)
@@ -159,7 +161,7 @@ def _fill_while_running(streamed: Streamed, unit: nn.Module) -> None:
     running: list[Any] = []
 
     def fill(module: nn.Module, _inputs: Any) -> None:
-        running.append(streamed.filled(module))
+        running.append(streamed.filled(streamed._empty_below(module)))
         running[-1].__enter__()
 
     def empty(_module: nn.Module, _inputs: Any, _output: Any) -> None:
@@ -179,17 +181,16 @@ def open_model(folder: Path, adapter: Path | None = None, *, text_only: bool = F
     shards = open_shards(folder)
     model = skeleton(folder, text_only=text_only)
     keys = _stored_keys(model, shards)
-    if not _is_one_table(model, shards, keys):
-        untie(model)
     tables = model.get_input_embeddings(), model.get_output_embeddings()
+    if tables[0].weight is tables[1].weight and not _is_one_table(model, shards, keys):
+        untie(model)
     tied = tables[0].weight is tables[1].weight
     slots, made = tuple(_slots(model, shards, keys)), type(model).__name__
     layers: dict[int, Any] = {}
     if adapter is not None:
-        where = f"{adapter}/{ADAPTER_CONFIG}"
+        check_mergeable(adapter)
         model = wrap_adapter(model, adapter, empty=True)
-        check_mergeable(model, where)
-        layers = layers_of(model, where)
+        layers = layers_of(model, str(adapter))
         if tied:
             _give_to_both(slots, tables)
     return Streamed(model, shards, tied, slots, tables, made, layers)
@@ -197,9 +198,11 @@ def open_model(folder: Path, adapter: Path | None = None, *, text_only: bool = F
 
 def save_streamed(
     model: Streamed, shards: Shards, out: Path, *, tied: bool, tokenizer: Any, processor_from: Path, dtype: str | None = None,
-    text_only: bool = False,
+    text_only: bool = False, step: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
     """Write weights, configuration (``dtype`` in it, None: as it is), tokenizer and processor files to ``out``, and look at them again.
+
+    ``step`` is called after each file of weights.
 
     Raises:
         ConfigError: no room on the disk, or the written headers are not those of the written configuration.
@@ -212,10 +215,11 @@ def save_streamed(
     config.save_pretrained(out)
     if (shards.folder / GENERATION).is_file():
         shutil.copyfile(shards.folder / GENERATION, out / GENERATION)
-    write_shards(shards, out)
+    write_shards(shards, out, step)
     tokenizer.save_pretrained(out)
     copy_processor_files(processor_from, out)
-    open_model(out, text_only=text_only)
+    if open_model(out, text_only=text_only).tied != tied:
+        raise ConfigError(f"{out}: expected a {'tied' if tied else 'separate'} head in what was written, found the other")
 
 
 def untie(model: Any) -> None:

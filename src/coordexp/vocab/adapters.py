@@ -245,7 +245,7 @@ def base_folder(folder: Path) -> Path:
 
 
 def wrap_adapter(model: Any, folder: Path, *, empty: bool = False) -> Any:
-    """The base ``model`` with the adapter in ``folder`` around it, not merged and not trained; ``empty``: it is on the meta device.
+    """The base ``model`` with the adapter in ``folder`` around it, not merged and not trained; ``empty``: its weights are not there.
 
     Raises:
         ConfigError: an adapter that does not fit this model, or without its weights.
@@ -257,8 +257,10 @@ def wrap_adapter(model: Any, folder: Path, *, empty: bool = False) -> Any:
         raise ConfigError(f"{folder}: adapter_model.safetensors is missing beside {ADAPTER_CONFIG}")
     try:
         with _quiet_peft():
+            # Weights that are missing in its file would stay at their random start.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
             return PeftModel.from_pretrained(model, folder, is_trainable=False, low_cpu_mem_usage=empty)
-    except (SafetensorError, RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
+    except (SafetensorError, RuntimeError, ValueError, IndexError, KeyError, TypeError, UserWarning) as error:
         # What PEFT raises for weights cut short, another base model, a configuration that is not its own.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ConfigError(f"{folder}: this adapter is damaged or does not fit its base model ({reason})") from error

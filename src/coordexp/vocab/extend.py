@@ -78,11 +78,13 @@ class Growth:
 
     def grown(self, table: Tensor) -> Tensor:
         """``[rows, D]`` in the type of ``table`` ``[V, D]``: older tokens' rows, the coordinates' initial rows, the mean row elsewhere."""
-        old = table[: self.old].float()
-        new = old.mean(dim=0).expand(self.rows - self.old, -1).clone()
+        return torch.cat([table[: self.old], self._rest(table[: self.old].float()).to(table.dtype)])
+
+    def _rest(self, old: Tensor) -> Tensor:
+        rows = old.mean(dim=0).expand(self.rows - self.old, -1).clone()
         start = self.vocab.start - self.old
-        new[start : start + self.vocab.num_bins] = initial_rows(old, self.vocab, self.options.init, self.digit_ids, self.options.seed)
-        return torch.cat([table[: self.old], new.to(table.dtype)])
+        rows[start : start + self.vocab.num_bins] = initial_rows(old, self.vocab, self.options.init, self.digit_ids, self.options.seed)
+        return rows
 
 
 def plan_growth(tokenizer: PreTrainedTokenizerBase, rows: int, options: VocabOptions) -> tuple[CoordVocab, Growth | None]:

@@ -2,48 +2,45 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, Final
 
 from torch import Tensor, nn
 
 from coordexp.errors import ConfigError
+from coordexp.vocab.adapters import ADAPTER_CONFIG
 
 # Starts that take their first update out of the base weights: the saved update is to weights that are in no file.
 _CHANGES_BASE: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-def check_mergeable(model: Any, where: str) -> None:
-    """Refuse, by name, an adapter that cannot be merged module by module.
+def check_mergeable(folder: Path) -> None:
+    """Refuse, by name and before anything large is read, an adapter that cannot be merged module by module.
 
     Raises:
         ConfigError: another method than LoRA (DoRA included) and trained rows, or an option of LoRA that changes more than one module's
             own weights.
     """
-    from peft import PeftType
-
-    for config in model.peft_config.values():
-        kind = PeftType(config.peft_type).value
-        if kind not in ("LORA", "TRAINABLE_TOKENS"):
-            raise ConfigError(f"{where}: peft_type: {kind} cannot be merged here, LORA and TRAINABLE_TOKENS can: merge it with PEFT first")
-        if kind != "LORA":
-            continue
-        start = config.init_lora_weights
-        if isinstance(start, str) and start.startswith(_CHANGES_BASE):
-            raise ConfigError(
-                f"{where}: init_lora_weights: {start} has changed the base weights: convert the adapter to plain LoRA first "
-                "(path_initial_model_for_weight_conversion of PEFT's save_pretrained)"
-            )
-        for option in ("layer_replication", "target_parameters"):
-            if getattr(config, option):
-                raise ConfigError(f"{where}: {option} cannot be merged here: merge the adapter with PEFT first")
-    lost = next((name for name, parameter in model.named_parameters() if parameter.is_meta and _is_adapters(name)), None)
-    if lost is not None:
-        raise ConfigError(f"{where}: adapter_model.safetensors holds no {lost.removeprefix('base_model.model.')}: the adapter is damaged")
-
-
-def _is_adapters(name: str) -> bool:
-    words = name.split(".")
-    return any(word.startswith("lora_") or word in ("modules_to_save", "trainable_tokens_delta") for word in words)
+    where = folder / ADAPTER_CONFIG
+    try:
+        config = json.loads(where.read_text(encoding="utf-8"))
+        kind = config["peft_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{where}: expected the configuration of an adapter ({type(error).__name__}: {error})") from None
+    if kind not in ("LORA", "TRAINABLE_TOKENS"):
+        raise ConfigError(f"{where}: peft_type: {kind} cannot be merged here, LORA and TRAINABLE_TOKENS can: merge it with PEFT first")
+    if kind != "LORA":
+        return
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(_CHANGES_BASE):
+        raise ConfigError(
+            f"{where}: init_lora_weights: {start} has changed the base weights: convert the adapter to plain LoRA first "
+            "(path_initial_model_for_weight_conversion of PEFT's save_pretrained)"
+        )
+    for option in ("layer_replication", "target_parameters"):
+        if config.get(option):
+            raise ConfigError(f"{where}: {option} cannot be merged here: merge the adapter with PEFT first")
 
 
 def layers_of(model: Any, where: str) -> dict[int, Any]:
@@ -96,8 +93,15 @@ def brings(layer: Any, plain: nn.Module, attribute: str) -> Tensor | None:
 
 
 def merge(layer: Any, plain: nn.Module, attribute: str) -> Tensor:
-    """The ``plain`` module's parameter with the adapter in it, by PEFT's own merge in place; the layer counts as not merged afterwards."""
-    layer.merge(safe_merge=False)
+    """The ``plain`` module's parameter with the adapter in it, by PEFT's own merge in place; the layer counts as not merged afterwards.
+
+    Raises:
+        ConfigError: a variant of LoRA that PEFT itself cannot merge.
+    """
+    try:
+        layer.merge(safe_merge=False)
+    except (NotImplementedError, ValueError) as error:
+        raise ConfigError(f"this adapter cannot be merged: {' '.join(str(error).split())[:200]}") from error
     layer.merged_adapters.clear()
     return plain.get_parameter(attribute).detach()
 
