@@ -56,9 +56,13 @@ def try_arguments(options: TrainOptions) -> None:
     Raises:
         ConfigError: what does not work, in the library's words; sharding without an accelerator.
     """
-    sharded = bool(options.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
-    if sharded and not torch.accelerator.is_available():
-        raise ConfigError("train.fsdp: accelerate shards on accelerators only, and here is none: remove it and start with torchrun (DDP)")
+    for key, variable in (("fsdp", "ACCELERATE_USE_FSDP"), ("deepspeed", "ACCELERATE_USE_DEEPSPEED")):
+        asked = bool(options.__dict__[key]) or os.environ.get(variable, "").lower() in ("1", "true")
+        # On a CPU accelerate would train with DDP in its place, and say nothing.
+        if asked and not torch.accelerator.is_available():
+            raise ConfigError(
+                f"train.{key}: accelerate shards on accelerators only, and here is none: remove it and start with torchrun (DDP)"
+            )
     for key in ("deepspeed", "fsdp_config"):
         named = options.__dict__[key]
         if isinstance(named, str) and not Path(named).is_file():
