@@ -161,6 +161,7 @@ def test_every_missing_package_is_a_line_with_the_command_before_anything_is_wri
         ([], "train: expected one of num_train_epochs and max_steps, got neither"),
         (["train.fsdp=true"], "train.fsdp: accelerate shards on accelerators only"),
         (["train.deepspeed={zero_optimization: {stage: 3}}"], "train.deepspeed: "),
+        (["train.fsdp_config={cpu_ram_efficient_loading: true}"], "train.fsdp_config: with cpu_ram_efficient_loading the ranks"),
         (["train.tf32=true"], "train: --tf32 requires Ampere"),
         (["train.optim=sgd", "train.optim_args=momentum"], "train.optim: "),
         (["train.optim_args='betas=(0.9, 0.9'"], "train.optim: "),

@@ -31,6 +31,8 @@ def training_arguments(options: TrainOptions, output_dir: Path, *, seed: int) ->
     given["max_steps"] = -1 if options.max_steps is None else options.max_steps
     given["num_train_epochs"] = 1.0 if options.num_train_epochs is None else options.num_train_epochs
     given["report_to"] = list(options.report_to) or "none"
+    if options.fsdp and not isinstance(options.fsdp_config, str):
+        given["fsdp_config"] = {"cpu_ram_efficient_loading": False, **(options.fsdp_config or {})}
     given |= loading(options, gpu=torch.cuda.is_available()) | _checkpointing(options)
     given |= {
         "output_dir": str(output_dir),
@@ -54,7 +56,7 @@ def try_arguments(options: TrainOptions) -> None:
     """Make the arguments, the optimizer and the schedule once, on a parameter that stands for the model's.
 
     Raises:
-        ConfigError: what does not work, in the library's words; sharding without an accelerator.
+        ConfigError: what does not work, in the library's words; sharding without an accelerator, or with weights on one rank alone.
     """
     for key, variable in (("fsdp", "ACCELERATE_USE_FSDP"), ("deepspeed", "ACCELERATE_USE_DEEPSPEED")):
         asked = bool(options.__dict__[key]) or os.environ.get(variable, "").lower() in ("1", "true")
@@ -63,6 +65,12 @@ def try_arguments(options: TrainOptions) -> None:
             raise ConfigError(
                 f"train.{key}: accelerate shards on accelerators only, and here is none: remove it and start with torchrun (DDP)"
             )
+    given = options.fsdp_config if isinstance(options.fsdp_config, dict) else {}
+    if os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "").lower() in ("1", "true") or given.get("cpu_ram_efficient_loading"):
+        raise ConfigError(
+            "train.fsdp_config: with cpu_ram_efficient_loading the ranks behind the first have no weights when adapters, coordinate rows "
+            "and packs are checked: set it to false, in the file of accelerate fsdp_cpu_ram_efficient_loading"
+        )
     for key in ("deepspeed", "fsdp_config"):
         named = options.__dict__[key]
         if isinstance(named, str) and not Path(named).is_file():
