@@ -26,7 +26,7 @@ test-swift: $(SWIFT)/.installed
 test-deepspeed: $(VENV)/.dev
 	@test -d $(DEEPSPEED) || $(PYTHON) -m venv $(DEEPSPEED)
 	@$(DEEPSPEED)/bin/python -m pip install -q -c constraints.txt -e ".[deepspeed]" "pytest>=8.3" "hypothesis>=6.115"
-	@$(DEEPSPEED)/bin/python -m pytest tests/deepspeed
+	@$(DEEPSPEED)/bin/python -m pytest tests/zero
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .

@@ -19,6 +19,7 @@ import tiny
 from coordexp.decode.options import DecodeOptions
 from coordexp.losses.objective import TERMS, CoordObjective
 from coordexp.losses.sums import Normalizer
+from coordexp.modeling.load import load_model
 from coordexp.predicting import probe
 from coordexp.train.forward import bind_coord_loss, coord_loss
 
@@ -82,7 +83,7 @@ def accumulated(batches, objective, normalizer):
 def probe_values(**how):
     """The generation probe on three images, one rank or two."""
     chosen = list(tiny.records("val")[:3])
-    return probe(tiny.fitted_model(), tiny.template(), chosen, DecodeOptions(max_new_tokens=80, batch_size=2), **how)
+    return probe(load_model(tiny.workspace() / "fitted"), tiny.template(), chosen, DecodeOptions(max_new_tokens=80, batch_size=2), **how)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from coordexp.train.launch import training_arguments
 from coordexp.train.options import TrainOptions
 from coordexp.train.order import EpochSampler
 from coordexp.train.trainer import CoordTrainer
-from tiny import Watch, collator, fresh_model, records, template, vocab, workspace
+from tiny import Watch, collator, fitted_folder, fresh_model, records, template, vocab, workspace
 
 OBJECTIVE = CoordObjective(sigma=4.0, ce=0.3, w1=0.05, crps=0.1, text_gate=0.2, entropy=0.05, variance=1e-4)
 
@@ -65,6 +65,7 @@ def counted(batches):
 def two_ranks(tmp_path_factory):
     out = tmp_path_factory.mktemp("ranks")
     here = Path(__file__).parent
+    fitted_folder()  # two processes would write it at once
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", here / "plain_ranks.py"]
     done = subprocess.run(
         [*command, workspace(), out],

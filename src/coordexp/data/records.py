@@ -135,7 +135,9 @@ def write_records(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     with atomic_text(path) as file:
         for number, row in enumerate(rows, start=1):
             try:
-                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+                line = json.dumps(row, ensure_ascii=False, allow_nan=False)
+                line.encode()  # half a surrogate pair has no bytes
+                file.write(line + "\n")
             except (TypeError, ValueError) as error:
                 raise DataError(f"{path}:{number}: expected values that JSON can hold, got a row that fails with: {error}") from error
 
