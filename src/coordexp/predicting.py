@@ -46,7 +46,7 @@ def probe(
     from coordexp.vocab.coord_vocab import CoordVocab
 
     with tempfile.TemporaryDirectory(prefix="coordexp-probe-") as scratch:
-        truth, found = Path(scratch) / "records.jsonl", Path(scratch) / "predictions.jsonl"
+        truth, found, part = (Path(scratch) / f"{name}.jsonl" for name in ("records", "predictions", "share"))
         lines = []
         for record in records:
             file, _, number = record.source.rpartition(":")
@@ -55,8 +55,8 @@ def probe(
         vocab, free = CoordVocab.from_tokenizer(template.tokenizer), replace(options, constrained=False)
         mine = records[share[0] :: share[1]]
         if mine:
-            predict(model, template, mine, found, vocab=vocab, options=free, geometries=geometries)
-        rows = gather(found.read_text(encoding="utf-8").splitlines() if mine else [])
+            predict(model, template, mine, part, vocab=vocab, options=free, geometries=geometries)
+        rows = gather(part.read_text(encoding="utf-8").splitlines() if mine else [])
         found.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
         results = evaluate_files(found, truth, EvaluateOptions(bootstrap=0), out=None)
     keys = {
