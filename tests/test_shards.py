@@ -16,7 +16,9 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from adapted import STOCK, batch, untied_folder
 from command import call
+from coordexp.errors import ConfigError
 from coordexp.exporting import ExportOptions, export_checkpoint
+from coordexp.modeling import load
 from coordexp.modeling.extend import extend_model
 from coordexp.modeling.load import copy_processor_files, load_model, load_tokenizer
 from coordexp.modeling.shards import INDEX, SINGLE
@@ -362,3 +364,20 @@ def test_memory_is_that_of_a_layer_and_not_of_the_model(tmp_path):
     assert total > 3e8
     assert streamed < 0.4 * total
     assert _peak(lambda: load_model(base)) > 0.9 * total
+
+
+def test_experts_that_the_class_puts_together_are_copied_and_neither_compared_nor_merged(tmp_path, monkeypatch):
+    from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+
+    config = load_model(workspace() / "model").config.to_dict()
+    for part in (config, config["text_config"], config["vision_config"]):
+        part.pop("model_type")
+    config["text_config"] |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
+    base = _save(Qwen3VLMoeForConditionalGeneration(Qwen3VLMoeConfig(**config)), tmp_path / "base", tokenizer_from="model")
+    monkeypatch.setitem(load.VISION_CLASSES, "qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration")
+    export_checkpoint(base, tmp_path / "out", ExportOptions(**CONTRACT))
+    assert _files(tmp_path / "out") == _files(base)
+    data = workspace() / "data" / "test.jsonl"
+    with pytest.raises(ConfigError, match=r"mlp\.experts\.down_proj is stored in another form .* leave --verify out"):
+        export_checkpoint(base, tmp_path / "verified", ExportOptions(verify=True, data=data, **CONTRACT))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]

@@ -46,7 +46,8 @@ class _Slot:
 class Streamed:
     """``model``: of the folder's class, in its adapter if there is one, its weights not read. ``tied``: embedding and head are one table.
 
-    ``tables``: embedding and head of the plain model, ``made`` its class; ``layers``: see :func:`layers_of`.
+    ``tables``: embedding and head of the plain model, ``made`` its class; ``layers``: see :func:`layers_of`. ``converted``: parameters that
+    the class puts together from what is stored; they are copied and cannot be read here.
     """
 
     model: Any
@@ -56,6 +57,7 @@ class Streamed:
     tables: tuple[nn.Module, nn.Module]
     made: str
     layers: dict[int, Any]
+    converted: tuple[str, ...]
 
     @property
     def rows(self) -> int:
@@ -91,7 +93,16 @@ class Streamed:
         return [slot for slot in self.slots if id(slot.module) in inside and slot.given() is None]
 
     def start(self) -> None:
-        """Make the model callable, in float32. Decoder layers, vision blocks and tables are filled while they run, the rest for good."""
+        """Make the model callable, in float32. Decoder layers, vision blocks and tables are filled while they run, the rest for good.
+
+        Raises:
+            ConfigError: a parameter that is stored in another form.
+        """
+        if self.converted:
+            raise ConfigError(
+                f"{self.shards.folder}: {self.converted[0]} is stored in another form than {self.made} holds it, logits cannot be compared "
+                "layer by layer: leave --verify out"
+            )
         units = list(_units(self.model, {id(self.model.get_input_embeddings()), id(self.model.get_output_embeddings())}))
         for unit in units:
             _fill_while_running(self, unit)
@@ -180,20 +191,24 @@ def open_model(folder: Path, adapter: Path | None = None, *, text_only: bool = F
     """
     shards = open_shards(folder)
     model = skeleton(folder, text_only=text_only)
-    keys = _stored_keys(model, shards)
+    keys, converted = _stored_keys(model, shards)
     tables = model.get_input_embeddings(), model.get_output_embeddings()
     if tables[0].weight is tables[1].weight and not _is_one_table(model, shards, keys):
         untie(model)
     tied = tables[0].weight is tables[1].weight
-    slots, made = tuple(_slots(model, shards, keys)), type(model).__name__
+    slots, made = tuple(_slots(model, shards, keys, converted)), type(model).__name__
+    strange = {name: id(model.get_submodule(name.rpartition(".")[0])) for name in sorted(converted)}
     layers: dict[int, Any] = {}
     if adapter is not None:
         check_mergeable(adapter)
         model = wrap_adapter(model, adapter, empty=True)
         layers = layers_of(model, str(adapter))
+        lost = next((name for name, module in strange.items() if module in layers), None)
+        if lost is not None:
+            raise ConfigError(f"{adapter}: {lost} is adapted, and stored in another form than {made} has it: merge it with PEFT first")
         if tied:
             _give_to_both(slots, tables)
-    return Streamed(model, shards, tied, slots, tables, made, layers)
+    return Streamed(model, shards, tied, slots, tables, made, layers, tuple(strange))
 
 
 def save_streamed(
@@ -236,8 +251,9 @@ def set_tied(config: Any, tied: bool) -> None:
         part.tie_word_embeddings = tied
 
 
-def _stored_keys(model: Any, shards: Shards) -> dict[str, str]:
-    """Key of every parameter and buffer that is stored as the model holds it, by its name there: renamed as ``from_pretrained`` does."""
+def _stored_keys(model: Any, shards: Shards) -> tuple[dict[str, str], set[str]]:
+    """Key of every parameter and buffer that is stored as the model holds it, by its name there, renamed as ``from_pretrained`` does;
+    and the names of those that it would put together from what is stored, such as experts."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
@@ -245,14 +261,16 @@ def _stored_keys(model: Any, shards: Shards) -> dict[str, str]:
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     wanted, prefix = model.state_dict(), model.base_model_prefix
-    found = {}
+    found, put_together = {}, set()
     for key in sorted(shards.entries, key=dot_natural_key):
         name, converted = rename_source_key(key, renamings, converters, prefix, wanted)
         if name not in wanted and key in wanted:
             name, converted = rename_source_key(key, [], [], prefix, wanted)
-        if name in wanted and converted is None:
+        if converted is not None:
+            put_together.add(name)
+        elif name in wanted:
             found[name] = key
-    return found
+    return found, put_together
 
 
 def _is_one_table(model: Any, shards: Shards, keys: dict[str, str]) -> bool:
@@ -268,8 +286,8 @@ def _name_of(model: nn.Module, wanted: nn.Module) -> str:
     return next(name for name, module in model.named_modules() if module is wanted)
 
 
-def _slots(model: Any, shards: Shards, keys: dict[str, str]) -> Iterator[_Slot]:
-    """A slot for every parameter; buffers that are stored are read at once.
+def _slots(model: Any, shards: Shards, keys: dict[str, str], converted: set[str]) -> Iterator[_Slot]:
+    """A slot for every parameter but the ``converted`` ones; buffers that are stored are read at once.
 
     Raises:
         ConfigError: a parameter that no file holds, or another shape than the configuration asks for.
@@ -279,6 +297,8 @@ def _slots(model: Any, shards: Shards, keys: dict[str, str]) -> Iterator[_Slot]:
     tied = {id(parameter): keys[name] for name, parameter in parameters.items() if name in keys}
     places = {id(parameter): _placeholder(parameter) for parameter in parameters.values()}
     for name, parameter in parameters.items():
+        if name in converted:
+            continue
         path, _, attribute = name.rpartition(".")
         key = keys.get(name) or tied.get(id(parameter))
         if key is None:
