@@ -234,7 +234,8 @@ def test_training_ends_when_patience_is_used_up_and_does_not_go_on_when_resumed(
 
 def test_the_probe_runs_at_the_last_step_so_that_the_last_evaluation_has_its_value(tmp_path):
     values = iter([0.1, 0.3])
-    options = {"max_steps": 3, "eval_steps": 2, "save_steps": 100, "probe_steps": 2, "save_best": "probe/f1_50"}
+    options = {"max_steps": 3, "eval_steps": 2, "save_steps": 100, "probe_steps": 2, "skip_memory_metrics": False}
+    options["save_best"] = "probe/f1_50"
 
     def probe(model, **_):
         return {"probe/f1_50": next(values), "probe/objects_per_image": 1.0, "probe/parse_rate": 1.0}
@@ -243,5 +244,6 @@ def test_the_probe_runs_at_the_last_step_so_that_the_last_evaluation_has_its_val
     assert [(row["step"], row["probe/f1_50"]) for row in rows if "probe/f1_50" in row] == [(2, 0.1), (3, 0.3)]
     state = json.loads((tmp_path / "run/checkpoints/checkpoint-3/trainer_state.json").read_text())
     assert (state["best_global_step"], state["best_metric"]) == (3, 0.3)
+    assert "train_mem_cpu_peaked_delta" in rows[-1]
     _train(tmp_path / "short", probe=lambda model, **_: {"probe/f1_50": 0.0, "probe/objects_per_image": 0.0, "probe/parse_rate": 0.0},
            **options | {"max_steps": 1})  # fmt: skip

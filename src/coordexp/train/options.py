@@ -133,6 +133,7 @@ class TrainOptions:
     log_level: LogLevel = "passive"
     log_level_replica: LogLevel = "warning"
     log_on_each_node: bool = True
+    skip_memory_metrics: bool = True
     report_to: tuple[str, ...] | str = ("tensorboard",)
     run_name: str | None = None
     project: str = "huggingface"

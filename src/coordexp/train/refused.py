@@ -81,7 +81,6 @@ REFUSED: Final = {
     "remove_unused_columns": "the centres and roles of the coordinates would be removed",
     "label_names": "targets travel in the batch of this package",
     "length_column_name": "lengths are counted from the records",
-    "skip_memory_metrics": "coordexp bench step measures memory; here it would be one row of numbers that no page explains",
     "do_train": "the command says what is done: coordexp run, train, predict, evaluate",
     "do_eval": "the command says what is done: coordexp run, train, predict, evaluate",
     "do_predict": "the command says what is done: coordexp run, train, predict, evaluate",
