@@ -133,12 +133,12 @@ def _run(tmp_path, monkeypatch, capsys, *sets):
 
 def test_every_missing_package_is_a_line_with_the_command_before_anything_is_written(tmp_path, monkeypatch, capsys):
     real = importlib.util.find_spec
-    gone = {"wandb", "comet_ml", "flash_attn", "bitsandbytes", "deepspeed"}
+    gone = {"wandb", "comet_ml", "flash_attn", "bitsandbytes", "deepspeed", "liger_kernel"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in gone else real(name, *rest))
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     code, _, err = _run(
         tmp_path, monkeypatch, capsys, "train.report_to=[tensorboard, wandb, comet_ml]", "model.attn_implementation=flash_attention_2",
-        "train.optim=paged_adamw_8bit", "train.max_steps=1",
+        "train.optim=paged_adamw_8bit", "train.max_steps=1", "model.quantization=int8", "adapter.kind=lora", "model.liger=true",
     )  # fmt: skip
     assert code == 2
     assert [line.removeprefix("error: ") for line in err.splitlines()] == [
@@ -147,6 +147,8 @@ def test_every_missing_package_is_a_line_with_the_command_before_anything_is_wri
         "train.report_to: comet_ml needs a package that is not installed: pip install comet-ml",
         "train.deepspeed: a DeepSpeed set-up needs a package that is not installed: pip install 'coordexp[deepspeed]'",
         "model.attn_implementation: flash_attention_2 needs a package that is not installed: pip install flash-attn --no-build-isolation",
+        "model.quantization: int8 needs a package that is not installed: pip install 'coordexp[quantization]'",
+        "model.liger: true needs a package that is not installed: pip install 'coordexp[liger]'",
     ]
     assert not (tmp_path / "run").exists()
 
@@ -164,15 +166,23 @@ def test_every_missing_package_is_a_line_with_the_command_before_anything_is_wri
         (["train.optim_args='betas=(0.9, 0.9'"], "train.optim: "),
         (["train.lr_scheduler_type=warmup_stable_decay"], "train.lr_scheduler_kwargs: "),
         (["train.lr_scheduler_kwargs={min_lr_rate: 0.1}"], "train.lr_scheduler_kwargs: "),
+        (["model.quantization=int8"], "small.yaml: model.quantization: weights in int8 cannot be trained: set adapter.kind to lora"),
+        (["model.quantization=nf4", "adapter.kind=lora"], "model.quantization: nf4 is trained on a GPU only"),
+        (["model.quantization=int8", "adapter.kind=lora", "train.fsdp=true"], "model.quantization: every GPU holds the whole"),
+        (["model.liger=true"], "model.liger: its kernels run on a GPU, and there is none here"),
         (["train.fsdp_config=none.json"], "train.fsdp_config: expected a mapping of keys or a JSON file, there is no file none.json"),
     ],
 )
 def test_what_transformers_would_refuse_later_is_one_line_before_anything_is_written(sets, problem, tmp_path, monkeypatch, capsys):
     if sets:
         sets = [*sets, "train.max_steps=1"]
+    real = importlib.util.find_spec
+    here = {"bitsandbytes", "liger_kernel"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: real("json") if name in here else real(name, *rest))
     code, _, err = _run(tmp_path, monkeypatch, capsys, *sets)
     assert (code, err.count("\n")) == (2, 1), err
-    assert err.startswith(f"error: {problem}"), err
+    assert err.startswith(("error: ", "error: --set ")), err
+    assert problem.removeprefix("small.yaml: ") in err
     assert not (tmp_path / "run").exists()
 
 
