@@ -4,11 +4,12 @@ BIN := $(VENV)/bin
 # ms-swift caps transformers and peft below what the rest runs with.
 SWIFT := .venv-swift
 DEEPSPEED := .venv-deepspeed
+QUANTIZATION := .venv-quantization
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-swift test-deepspeed setup lint bench docs clean
+.PHONY: demo test test-swift test-deepspeed test-quantization setup lint bench docs clean
 
 demo: $(VENV)/.runtime
 	@$(BIN)/coordexp run experiments/demo.yaml --overwrite
@@ -27,6 +28,12 @@ test-deepspeed: $(VENV)/.dev
 	@test -d $(DEEPSPEED) || $(PYTHON) -m venv $(DEEPSPEED)
 	@$(DEEPSPEED)/bin/python -m pip install -q -c constraints.txt -e ".[deepspeed]" "pytest>=8.3" "hypothesis>=6.115"
 	@$(DEEPSPEED)/bin/python -m pytest tests/zero
+
+# Training of adapters on quantised weights and with 8-bit optimizers, on a CPU: not part of `make test`.
+test-quantization: $(VENV)/.dev
+	@test -d $(QUANTIZATION) || $(PYTHON) -m venv $(QUANTIZATION)
+	@$(QUANTIZATION)/bin/python -m pip install -q -c constraints.txt -e ".[quantization]" "pytest>=8.3" "hypothesis>=6.115"
+	@$(QUANTIZATION)/bin/python -m pytest tests/test_quantization.py
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .

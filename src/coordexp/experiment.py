@@ -304,10 +304,15 @@ class _Chain:
         folder = self._root / "model"
         template, held_out, geometries = self._template(folder), self._records("val"), self._geometries()
         set_seed(self.config.seed)
+        model = load_model(folder, self.config.model, quantization=self.config.model.quantization)
+        if self.config.model.liger:
+            from coordexp.modeling.liger import use_liger
+
+            use_liger(model)
         train(
             self.config.train,
             objective=self.config.objective,
-            model=load_model(folder, self.config.model),
+            model=model,
             template=template,
             train_records=self._records("train"),
             eval_records=held_out,

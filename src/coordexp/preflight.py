@@ -9,6 +9,7 @@ import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from coordexp.config.schema import ExperimentConfig
 from coordexp.data.answers import PHRASE, PHRASE_FIELD, answer_geometries, ask
@@ -31,12 +32,9 @@ def preflight(config: ExperimentConfig) -> None:
     if config.data.source is not None and not Path(config.data.source).is_dir():
         raise ConfigError(f"data.source: expected a folder, {config.data.source} is none: pass --set data.source=FOLDER")
     if config.adapter.kind in ("lora", "dora"):
-        from coordexp.modeling.load import skeleton
-        from coordexp.modeling.tiny import tiny_skeleton
         from coordexp.vocab.adapters import target_layers
 
-        model = config.model
-        target_layers(tiny_skeleton(model.tiny) if model.path is None else skeleton(Path(model.path)), config.adapter)
+        target_layers(_skeleton(config), config.adapter)
     check_packages(config)
     config.train.check_length()
 
@@ -54,6 +52,10 @@ def check_packages(config: ExperimentConfig) -> None:
         wanted.append(("train.deepspeed", "a DeepSpeed set-up", ("'coordexp[deepspeed]'", "deepspeed")))
     if config.model.attn_implementation == "flash_attention_2":
         wanted.append(("model.attn_implementation", "flash_attention_2", ("flash-attn --no-build-isolation", "flash_attn")))
+    if config.model.quantization is not None:
+        wanted.append(("model.quantization", config.model.quantization, ("'coordexp[quantization]'", "bitsandbytes")))
+    if config.model.liger:
+        wanted.append(("model.liger", "true", ("'coordexp[liger]'", "liger_kernel")))
     for key, value, package in wanted:
         if package is not None and importlib.util.find_spec(package[1]) is None:
             problems.append(f"{key}: {value} needs a package that is not installed: pip install {package[0]}")
@@ -69,9 +71,31 @@ def check_training(config: ExperimentConfig) -> None:
     Raises:
         ConfigError: in one line, with the library's own words where it has some.
     """
-    from coordexp.train.arguments import try_arguments
+    from coordexp.train.arguments import sharding, try_arguments
 
+    if config.model.quantization is not None and sharding(config.train):
+        raise ConfigError("model.quantization: every GPU holds the whole quantised model: start with torchrun, without FSDP and DeepSpeed")
+    if config.model.quantization == "nf4":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                "model.quantization: nf4 is trained on a GPU only: on a CPU bitsandbytes repacks the weights at the first evaluation, and "
+                "no gradient passes them any more: set it to int8, or remove it"
+            )
+    if config.model.liger:
+        from coordexp.modeling.liger import use_liger
+
+        use_liger(_skeleton(config))
     try_arguments(config.train)
+
+
+def _skeleton(config: ExperimentConfig) -> Any:
+    """The model that will be trained, without its weights."""
+    from coordexp.modeling.load import skeleton
+    from coordexp.modeling.tiny import tiny_skeleton
+
+    return tiny_skeleton(config.model.tiny) if config.model.path is None else skeleton(Path(config.model.path))
 
 
 def check_source(config: ExperimentConfig, folder: Path) -> None:

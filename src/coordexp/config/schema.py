@@ -45,6 +45,11 @@ class ExperimentConfig:
                 "data.packing.enabled: packs are composed by length already, and train.train_sampling_strategy would sort them again: "
                 "set train.train_sampling_strategy=random"
             )
+        if self.model.quantization is not None and self.adapter.kind == "none":
+            raise ValueError(
+                f"model.quantization: weights in {self.model.quantization} cannot be trained: set adapter.kind to lora, dora or rows, "
+                "or remove it"
+            )
         if self.train.lr_coord_rows is not None and not self.adapter.separate_rows:
             raise ValueError(
                 "train.lr_coord_rows: the coordinate rows are part of the embedding table here, which has one learning rate: "

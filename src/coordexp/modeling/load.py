@@ -18,8 +18,8 @@ from typing import Any, Final
 
 from coordexp.errors import ConfigError
 from coordexp.modeling.manifest import CHECKPOINT_MANIFEST, check_contract
-from coordexp.modeling.options import ModelOptions
-from coordexp.vocab.adapters import ADAPTER_CONFIG, base_folder, is_adapter, merge_adapter
+from coordexp.modeling.options import ModelOptions, Quantization
+from coordexp.vocab.adapters import ADAPTER_CONFIG, VISION, base_folder, is_adapter, merge_adapter
 
 # The model classes that are known to work, by the model_type of config.json; the last ones have no eyes.
 VISION_CLASSES: Final = {"qwen3_vl": "Qwen3VLForConditionalGeneration", "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration"}
@@ -105,10 +105,13 @@ def write_pixel_budget(folder: Path, processor: Any) -> None:
         write_json(path, content)
 
 
-def load_model(folder: Path, options: ModelOptions | None = None, *, text_only: bool = False) -> Any:
+def load_model(
+    folder: Path, options: ModelOptions | None = None, *, text_only: bool = False, quantization: Quantization | None = None
+) -> Any:
     """A Qwen-VL model from safetensors in the folder, in ``options.dtype`` (float32 by default); ``text_only`` allows Qwen3 too.
 
-    Of an adapter folder: its base model with the adapter merged.
+    Of an adapter folder: its base model with the adapter merged. ``quantization`` is not that of ``options``: it is for training alone,
+    an adapter is merged into the weights as they are stored.
 
     Raises:
         ConfigError: another architecture, no weights, or an adapter without its base.
@@ -129,8 +132,25 @@ def load_model(folder: Path, options: ModelOptions | None = None, *, text_only: 
         raise ConfigError(f"{folder}: no *.safetensors weights in this folder")
     with _readable(folder, "its weights"):
         return made.from_pretrained(
-            folder, dtype=getattr(torch, options.dtype), attn_implementation=options.attn_implementation, local_files_only=True
-        )
+            folder, dtype=getattr(torch, options.dtype), attn_implementation=options.attn_implementation, local_files_only=True,
+            **({} if quantization is None else {"quantization_config": _bits(quantization, getattr(torch, options.dtype))}),
+        )  # fmt: skip
+
+
+def _bits(quantization: Quantization, dtype: Any) -> Any:
+    """bitsandbytes' settings; the head is read by the loss, row by row, and the vision tower is small and sensitive."""
+    from transformers import BitsAndBytesConfig
+
+    whole = ["lm_head", f"model.{VISION}"]
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_use_double_quant=True,
+        llm_int8_skip_modules=whole,
+    )
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+Quantization = Literal["nf4", "int8"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TinyOptions:
@@ -49,6 +51,9 @@ class ModelOptions:
     """Where the model comes from: a folder (``path``), or none, and then a tiny one is made for the run.
 
     ``keep_contract``: prompt and image size must be those of the folder's ``coordexp.json``; ``false``: training teaches new ones.
+    ``quantization``: the frozen linear layers of the language model are held in 4 bits (NormalFloat, two levels of scales) or 8 bits while
+    an adapter is trained; embedding, head and vision tower are not. ``liger``: Liger's kernels for norms, rotary positions and SwiGLU in
+    training.
     """
 
     path: str | None = None
@@ -58,3 +63,5 @@ class ModelOptions:
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     min_pixels: int | None = None
     max_pixels: int | None = None
+    quantization: Quantization | None = None
+    liger: bool = False

@@ -52,16 +52,21 @@ def training_arguments(options: TrainOptions, output_dir: Path, *, seed: int) ->
         return TrainingArguments(**given)
 
 
+def sharding(options: TrainOptions) -> list[str]:
+    """``fsdp`` and ``deepspeed``, whichever the options or the launcher ask for."""
+    launched = {key: os.environ.get(f"ACCELERATE_USE_{key.upper()}", "").lower() in ("1", "true") for key in ("fsdp", "deepspeed")}
+    return [key for key in launched if options.__dict__[key] or launched[key]]
+
+
 def try_arguments(options: TrainOptions) -> None:
     """Make the arguments, the optimizer and the schedule once, on a parameter that stands for the model's.
 
     Raises:
         ConfigError: what does not work, in the library's words; sharding without an accelerator, or with weights on one rank alone.
     """
-    for key, variable in (("fsdp", "ACCELERATE_USE_FSDP"), ("deepspeed", "ACCELERATE_USE_DEEPSPEED")):
-        asked = bool(options.__dict__[key]) or os.environ.get(variable, "").lower() in ("1", "true")
+    for key in sharding(options):
         # On a CPU accelerate would train with DDP in its place, and say nothing.
-        if asked and not torch.accelerator.is_available():
+        if not torch.accelerator.is_available():
             raise ConfigError(
                 f"train.{key}: accelerate shards on accelerators only, and here is none: remove it and start with torchrun (DDP)"
             )

@@ -87,6 +87,16 @@ def parameter_groups(model: nn.Module, rates: GroupRates) -> list[dict[str, Any]
     ]
 
 
+def keep_whole_states(model: nn.Module, optimizer: Any) -> None:
+    """In an 8-bit optimizer of bitsandbytes the states of embeddings and coordinate rows stay in float32, as its authors advise for
+    tables of which a step sees few rows. Before the first step."""
+    from bitsandbytes.optim import GlobalOptimManager
+
+    rows = [p for group in optimizer.param_groups if group["name"].startswith("coord_rows") for p in group["params"]]
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    GlobalOptimManager.get_instance().override_config([*tables, *rows], "optim_bits", 32)
+
+
 def describe_groups(model: nn.Module, rates: GroupRates) -> list[str]:
     """A line for each part: how many parameters it trains, of how many, and at which learning rate.
 

@@ -78,7 +78,6 @@ class TokenTypeMetrics:
 # What is this package's own; every other field of TrainOptions goes to transformers.TrainingArguments under its name.
 OWN: Final = frozenset({
     "lr_vision", "lr_aligner", "lr_coord_rows", "save_best", "patience", "probe_steps", "probe_samples", "on_nonfinite",
-    "push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision",
 })  # fmt: skip
 
 
@@ -95,7 +94,7 @@ class TrainOptions:
     ``on_nonfinite``: a step with a loss or gradient that is no number ends training, or is left out and counted. ``probe_steps``: every so
     many steps, and at the last, ``probe_samples`` validation images are generated on and scored. ``save_best``: the metric (as in an
     evaluation, without ``eval_``; or ``probe/...``) whose best checkpoint is kept beside the newest ones. ``patience``: training ends when
-    so many evaluations in a row were not better by that metric. ``push_to_hub`` uploads the final folder, once, at the end.
+    so many evaluations in a row were not better by that metric.
 
     Raises:
         ValueError: a number out of range, or epochs and steps both.
@@ -134,6 +133,7 @@ class TrainOptions:
     log_level: LogLevel = "passive"
     log_level_replica: LogLevel = "warning"
     log_on_each_node: bool = True
+    skip_memory_metrics: bool = True
     report_to: tuple[str, ...] | str = ("tensorboard",)
     run_name: str | None = None
     project: str = "huggingface"
@@ -165,10 +165,6 @@ class TrainOptions:
     fsdp: bool | str | None = None
     fsdp_config: dict[str, Any] | str | None = None
     deepspeed: dict[str, Any] | str | None = None
-    push_to_hub: bool = False
-    hub_model_id: str | None = None
-    hub_private_repo: bool | None = None
-    hub_revision: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.report_to, str):
@@ -228,8 +224,6 @@ def _check_names(options: TrainOptions) -> None:
         raise ValueError("train.save_strategy: best needs a metric: name it in train.save_best")
     if (options.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
         raise ValueError("train.gradient_checkpointing_kwargs: use_reentrant=true leaves an adapter without gradient: remove it")
-    if options.push_to_hub and options.hub_model_id is None:
-        raise ValueError("train.push_to_hub: needs the name of a repository: set train.hub_model_id to USER/NAME")
 
 
 def _hint(name: str, legal: Iterable[str]) -> str:

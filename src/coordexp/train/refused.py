@@ -25,7 +25,7 @@ _HERE: Final = "evaluation is a sum over a count here, whole on every process, a
 _SEED: Final = "the key `seed` of the experiment is the seed of everything"
 _COMPILE: Final = "image sizes change with every batch, and the loss and its backward lie outside of what is compiled: not shown to pay"
 _CHECKPOINT: Final = "a checkpoint is whole and continues exactly, or it is not there"
-_UPLOAD: Final = "the finished folder is uploaded once, at the end, see train.push_to_hub"
+_UPLOAD: Final = "an adapter names a folder of this machine as its base: coordexp vocab export RUN OUT, then hf upload USER/NAME OUT"
 
 REFUSED: Final = {
     "output_dir": "the key `output_dir` of the experiment and its `name` say where a run goes",
@@ -66,9 +66,13 @@ REFUSED: Final = {
     "load_best_model_at_end": _BEST,
     "metric_for_best_model": _BEST,
     "greater_is_better": _BEST,
-    "hub_token": "it would stand in config.yaml: log in with hf auth login, or set HF_TOKEN",
+    "push_to_hub": _UPLOAD,
+    "hub_model_id": _UPLOAD,
+    "hub_private_repo": _UPLOAD,
+    "hub_revision": _UPLOAD,
     "hub_strategy": _UPLOAD,
     "hub_always_push": _UPLOAD,
+    "hub_token": "it would stand in config.yaml, and nothing is uploaded: see push_to_hub",
     "use_cpu": "the GPU is used where there is one: hide it from all stages with CUDA_VISIBLE_DEVICES=",
     "accelerator_config": "how batches are split over the processes is this package's: every sample once an epoch",
     "parallelism_config": "splitting one sequence over processes is not supported: a position would be counted on several of them",
@@ -77,7 +81,6 @@ REFUSED: Final = {
     "remove_unused_columns": "the centres and roles of the coordinates would be removed",
     "label_names": "targets travel in the batch of this package",
     "length_column_name": "lengths are counted from the records",
-    "skip_memory_metrics": "coordexp bench measures memory; in a run this would be one row that fits no log",
     "do_train": "the command says what is done: coordexp run, train, predict, evaluate",
     "do_eval": "the command says what is done: coordexp run, train, predict, evaluate",
     "do_predict": "the command says what is done: coordexp run, train, predict, evaluate",

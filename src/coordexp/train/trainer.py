@@ -22,7 +22,7 @@ from coordexp.train.exact import ExactSteps
 from coordexp.train.forward import bind_coord_loss
 from coordexp.train.histograms import write_histograms
 from coordexp.train.meters import summarize
-from coordexp.train.optimizer import GroupRates, parameter_groups
+from coordexp.train.optimizer import GroupRates, keep_whole_states, parameter_groups
 from coordexp.train.options import TokenTypeMetrics
 from coordexp.train.order import EpochSampler
 from coordexp.train.speed import SpeedMeter
@@ -92,6 +92,8 @@ class CoordTrainer(ExactSteps, ResumableTrainer):
             trained = self.model if model is None else model
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
             self.optimizer: Any = optimizer_class(parameter_groups(trained, self.rates), **options)
+            if options.get("optim_bits") == 8:
+                keep_whole_states(trained, self.optimizer)
         return self.optimizer
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
