@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,16 +33,18 @@ class Sample:
     patches: int
 
 
+Rows = Sequence[Sequence[Sample]]
+
+
 @dataclass(frozen=True)
 class DryStep:
-    """Bytes beside the weights: most during the forward pass, kept at its end for the backward pass, most during the backward pass with
-    the gradients that were made until then and without any, and most in a forward pass that keeps nothing (evaluation)."""
+    """Bytes beside the weights: most during the forward pass, kept at its end for the backward pass, and most during the backward pass, with
+    the gradients that were made until then and without any."""
 
     forward: int
     kept: int
     backward: int
     backward_alone: int
-    evaluation: int
 
 
 class DryMode(TorchDispatchMode):
@@ -127,45 +129,61 @@ def dry(model: Any, mode: DryMode) -> None:
 
     for module in model.modules():
         for store in (module._parameters, module._buffers):
-            store.update({name: convert(tensor) for name, tensor in store.items() if tensor is not None})
+            store.update({name: convert(tensor) for name, tensor in store.items() if tensor is not None and tensor.is_floating_point()})
 
 
-def dry_step(
-    mode: DryMode, model: Any, backbone: Any, rows: Sequence[Sequence[Sample]], *, autocast: Callable[[], AbstractContextManager[Any]],
-    evaluated: int,
-) -> DryStep:  # fmt: skip
-    """The step of ``model`` (made under ``mode``) on a batch of ``rows``; several samples in a row are a pack.
+@dataclass(frozen=True)
+class DryModel:
+    """A ``model`` that went through :func:`dry` with ``mode``, and its ``backbone``: the head and its loss are not in the figures.
 
-    ``backbone`` is the part of it that makes hidden states: the head and its loss are not in the figures. ``evaluated`` rows, of the
-    length of the first, make a batch of evaluation.
+    Several samples in a row are a pack. ``autocast`` is the context of the forward pass. Without ``masked`` no attention mask is made, as
+    with FlashAttention.
     """
-    batch = _batch(mode, backbone.config, rows)
-    # The weights and whatever else was there before the step.
-    before = mode.restart()
-    with autocast():
-        hidden = backbone(**batch, use_cache=False)[0]
-    forward, kept = mode.peak - before, mode.alive - before
-    hooks = [p.register_post_accumulate_grad_hook(mode.gradient) for p in model.parameters() if p.requires_grad]
-    with mode.fake:
-        upstream = torch.empty_like(hidden)
-    mode.restart()
-    if hidden.requires_grad:
-        hidden.backward(upstream)
-    backward, alone = mode.peak - before, mode.peak_alone - before
-    del hidden, upstream, batch
-    for hook in hooks:
-        hook.remove()
-    for parameter in model.parameters():
-        parameter.grad = None
-    mode.gradients = 0
-    batch = _batch(mode, backbone.config, [rows[0]] * evaluated)
-    before = mode.restart()
-    with torch.no_grad(), autocast():
-        backbone(**batch, use_cache=False)
-    return DryStep(forward, kept, backward, alone, mode.peak - before)
+
+    model: Any
+    backbone: Any
+    mode: DryMode
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    masked: bool = True
+
+    def step(self, rows: Rows) -> DryStep:
+        """Forward and backward on a batch of ``rows``."""
+        mode, model = self.mode, self.model
+        with mode:
+            batch, before = self._start(rows)
+            with self.autocast():
+                hidden = self.backbone(**batch, use_cache=False)[0]
+            forward, kept = mode.peak - before, mode.alive - before
+            hooks = [p.register_post_accumulate_grad_hook(mode.gradient) for p in model.parameters() if p.requires_grad]
+            with mode.fake:
+                upstream = torch.empty_like(hidden)
+            mode.restart()
+            if hidden.requires_grad:
+                hidden.backward(upstream)
+            backward, alone = mode.peak - before, mode.peak_alone - before
+        for hook in hooks:
+            hook.remove()
+        model.zero_grad(set_to_none=True)
+        mode.gradients = 0
+        return DryStep(forward, kept, backward, alone)
+
+    def evaluation(self, rows: Rows) -> int:
+        """Most that is alive beside the weights in a forward pass that keeps nothing."""
+        with self.mode, torch.no_grad():
+            batch, before = self._start(rows)
+            with self.autocast():
+                self.backbone(**batch, use_cache=False)
+            return self.mode.peak - before
+
+    def _start(self, rows: Rows) -> tuple[dict[str, Tensor], int]:
+        # Views of these are not new memory.
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            self.mode.count(tensor)
+        before = self.mode.restart()
+        return _batch(self.mode, self.backbone.config, rows, self.masked), before
 
 
-def _batch(mode: DryMode, config: Any, rows: Sequence[Sequence[Sample]]) -> dict[str, Tensor]:
+def _batch(mode: DryMode, config: Any, rows: Rows, masked: bool) -> dict[str, Tensor]:
     """Inputs of those lengths: each sample is its image, then text. Pictures are as high as one merged patch, and as long as they must be."""
     length = max(sum(sample.tokens for sample in row) for row in rows)
     ids, attended = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.long)
@@ -192,5 +210,5 @@ def _batch(mode: DryMode, config: Any, rows: Sequence[Sequence[Sample]]) -> dict
         "pixel_values": pixels,
         "image_grid_thw": torch.tensor(grids),
         # As the collators: a mask for padded samples, positions for packs.
-        **({"position_ids": positions.expand(4, -1, -1)} if packed else {"attention_mask": attended}),
+        **({"position_ids": positions.expand(4, -1, -1)} if packed else {"attention_mask": attended} if masked else {}),
     }
