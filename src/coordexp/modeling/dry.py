@@ -38,8 +38,8 @@ Rows = Sequence[Sequence[Sample]]
 
 @dataclass(frozen=True)
 class DryStep:
-    """Bytes beside the weights: most during the forward pass, kept at its end for the backward pass, and most during the backward pass, with
-    the gradients that were made until then and without any."""
+    """Bytes beside the weights: most during the forward pass, kept at its end for the backward pass, and most during the backward pass,
+    with the gradients that were made until then and without any."""
 
     forward: int
     kept: int
@@ -47,11 +47,11 @@ class DryStep:
     backward_alone: int
 
 
-class DryMode(TorchDispatchMode):
+class DryMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     """Floating point is fake, integers and booleans are real: lengths, positions and masks keep their values, which shapes depend on."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.alive = self.peak = self.gradients = self.peak_alone = 0
         self._known: dict[int, Any] = {}
@@ -184,7 +184,7 @@ class DryModel:
 
 
 def _batch(mode: DryMode, config: Any, rows: Rows, masked: bool) -> dict[str, Tensor]:
-    """Inputs of those lengths: each sample is its image, then text. Pictures are as high as one merged patch, and as long as they must be."""
+    """Inputs of those lengths: each sample is its picture, then text. Pictures are one merged patch high, and as long as they must be."""
     length = max(sum(sample.tokens for sample in row) for row in rows)
     ids, attended = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.long)
     positions = torch.zeros(len(rows), length, dtype=torch.long)

@@ -14,7 +14,7 @@ from torch import nn
 
 from coordexp.config.schema import ExperimentConfig
 from coordexp.losses.linear import DEFAULT_BUDGET_MB
-from coordexp.modeling.load import skeleton
+from coordexp.modeling.load import skeleton, stored_dtype
 from coordexp.modeling.tiny import tiny_skeleton
 from coordexp.plan.workload import Reader
 from coordexp.train.forward import unwrapped
@@ -56,9 +56,10 @@ _SLICE: Final = 12
 
 @dataclass(frozen=True)
 class Shapes:
-    """Bytes of all ``weights``, of ``gradients`` and ``states`` of the ``trained`` numbers; of sharded units: the largest ``layer`` and the
-    ``root``, which holds what is in no layer. ``item`` is the size of a number of the head, ``[vocabulary, width]``; ``head`` says whether it
-    is trained, ``rows`` how many rows beside it are; ``largest`` is the largest trained parameter."""
+    """Bytes of all ``weights`` (``numbers`` of them), and of ``gradients`` and ``states`` of the ``trained`` ones. Units of sharding: the
+    largest ``layer``, and the ``root``, which is in no layer. ``item``: size of a number of the head, ``[vocabulary, width]``; ``head``
+    says whether it is trained, ``rows`` how many rows beside it are. ``largest``: the largest trained parameter. ``stored``: bytes of the
+    files where they are of another type, else 0."""
 
     weights: float
     trained: int
@@ -73,6 +74,7 @@ class Shapes:
     rows: int
     largest: float
     numbers: int
+    stored: float
 
 
 def prepared(config: ExperimentConfig, folder: Path | None, reader: Reader) -> tuple[Any, Shapes]:
@@ -84,8 +86,11 @@ def prepared(config: ExperimentConfig, folder: Path | None, reader: Reader) -> t
     if rows > before:
         model.resize_token_embeddings(rows, mean_resizing=False)
     model.set_attn_implementation("eager" if options.attn_implementation == "eager" else "sdpa")
+    kept = "float32" if folder is None else stored_dtype(folder)
+    count = sum(p.numel() for p in model.parameters())
+    stored = 0 if kept == options.dtype else count * getattr(torch, kept).itemsize
     model = adapt(model.to(getattr(torch, options.dtype)), config.adapter, reader.vocab, base=folder or Path())
-    return model, _shapes(model, config, reader)
+    return model, _shapes(model, config, reader, stored)
 
 
 def switch_on_checkpointing(model: Any) -> None:
@@ -96,13 +101,12 @@ def switch_on_checkpointing(model: Any) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def _shapes(model: Any, config: ExperimentConfig, reader: Reader) -> Shapes:
+def _shapes(model: Any, config: ExperimentConfig, reader: Reader, stored: float) -> Shapes:
     causal = unwrapped(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     weights = sum(p.nbytes for p in model.parameters())
-    layers = [
-        sum(p.nbytes for p in module.parameters()) for module in model.modules() if type(module).__name__ in (causal._no_split_modules or ())
-    ]
+    units = causal._no_split_modules or ()
+    layers = [sum(p.nbytes for p in module.parameters()) for module in model.modules() if type(module).__name__ in units]
     state = OPTIMIZERS.get(config.train.optim, OPTIMIZERS["adamw_torch"])
     head = head_of(head_layers(causal)[0], reader.vocab)
     return Shapes(
@@ -110,13 +114,13 @@ def _shapes(model: Any, config: ExperimentConfig, reader: Reader) -> Shapes:
         states=sum(state(p) for p in trained), layer=max(layers, default=0), root=weights - sum(layers), item=head.weight.element_size(),
         vocabulary=head.weight.shape[0], width=head.weight.shape[1], head=head.weight.requires_grad,
         rows=0 if head.coord_weight is None or not head.coord_weight.requires_grad else head.coord_weight.shape[0],
-        largest=max((p.nbytes for p in trained), default=0), numbers=sum(p.numel() for p in model.parameters()),
+        largest=max((p.nbytes for p in trained), default=0), numbers=sum(p.numel() for p in model.parameters()), stored=stored,
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class LossBytes:
-    """Beside the model: most in the loss itself; most when its gradient begins; and the head's gradient, which waits for the embedding's."""
+    """Beside the model: most in the loss, most when its gradient begins, and the head's gradient, which waits for the embedding's."""
 
     forward: float
     backward: float

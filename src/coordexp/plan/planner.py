@@ -16,12 +16,25 @@ from coordexp.config.schema import ExperimentConfig
 from coordexp.data.records import Record
 from coordexp.modeling.dry import DryMode, DryModel, DryStep, dry
 from coordexp.modeling.positions import backbone
-from coordexp.plan.memory import OPTIMIZERS, STRATEGIES, Shapes, Strategy, held, loss_bytes, prepared, step_bytes, strategy_of, switch_on_checkpointing
+from coordexp.plan.memory import (
+    OPTIMIZERS,
+    STRATEGIES,
+    Shapes,
+    Strategy,
+    held,
+    loss_bytes,
+    prepared,
+    step_bytes,
+    strategy_of,
+    switch_on_checkpointing,
+)
 from coordexp.plan.workload import Lengths, Reader, Workload, image_processor, measure, workload
 
 GB: Final = 1e9
 # Kept free of the memory there is: what an allocator cannot use again in one piece.
 RESERVE: Final = 0.08
+# What kernels, data loading and logging add to a process on a CPU once it trains (measured on small models), in bytes.
+CPU_WORKSPACE: Final = 0.05 * GB
 # A CUDA context and the workspaces of its libraries: assumed, not measured.
 CUDA_PROCESS: Final = 0.8 * GB
 
@@ -44,7 +57,7 @@ class Device:
         import coordexp.train.launch  # noqa: F401  what a training process has loaded
 
         total, resident = _proc("/proc/meminfo", "MemTotal"), _proc("/proc/self/status", "VmRSS")
-        return Device("cpu", total, resident)
+        return Device("cpu", total, resident + CPU_WORKSPACE)
 
 
 def _proc(path: str, key: str) -> float:
@@ -79,8 +92,8 @@ class Lever:
 
 @dataclass(frozen=True)
 class Plan:
-    """What :meth:`Planner.plan` found. ``memory`` by strategy, of which ``asked`` is the experiment's; ``activations`` kept for the backward
-    pass, by gradient checkpointing; ``window`` rows (``unit``: samples or packs) make a step."""
+    """What :meth:`Planner.plan` found. ``memory`` by strategy, of which ``asked`` is the experiment's; ``activations`` kept for the
+    backward pass, by gradient checkpointing; ``window`` rows (``unit``: samples or packs) make a step."""
 
     device: Device
     ranks: int
@@ -155,8 +168,9 @@ class Planner:
         reader = Reader.of(config, folder)
         return Planner(config, folder, reader, measure(config, reader, records), device, ranks)
 
-    def plan(self, *, brief: bool = False) -> Plan:
-        """The plan; ``brief``: of the experiment's own strategy and checkpointing alone, without levers."""
+    def plan(self, *, brief: bool = False, progress: Callable[[int, int], None] | None = None) -> Plan:
+        """The plan; ``brief``: of the experiment's own strategy and checkpointing alone, without levers. ``progress(done, total)`` counts
+        the changes that are tried."""
         config, train = self.config, self.config.train
         asked, work = strategy_of(config), self._workload(config)
         loader = math.ceil(work.units / (train.per_device_train_batch_size * self.ranks))
@@ -182,14 +196,16 @@ class Planner:
             steps=math.ceil((train.num_train_epochs or 0.0) * an_epoch) if train.max_steps is None else train.max_steps,
             steps_an_epoch=an_epoch, notes=tuple(notes),
         )  # fmt: skip
-        return found if brief else replace(found, levers=self._levers(found))
+        return found if brief else replace(found, levers=self._levers(found, progress))
 
-    def _levers(self, plan: Plan) -> tuple[Lever, ...]:
+    def _levers(self, plan: Plan, progress: Callable[[int, int], None] | None) -> tuple[Lever, ...]:
         """Single changes after which less is needed, best first."""
-        tried = []
-        for setting, config, strategy in self._changes(plan):
+        tried, changes = [], list(self._changes(plan))
+        for number, (setting, config, strategy) in enumerate(changes, 1):
             other = replace(plan, asked=strategy, memory={strategy: self._memory(config, strategy)})
             tried.append(Lever(setting, other.need, other.fits))
+            if progress is not None:
+                progress(number, len(changes))
         return tuple(sorted((lever for lever in tried if lever.total < 0.99 * plan.need), key=lambda lever: lever.total))
 
     def _changes(self, plan: Plan) -> Iterator[tuple[str, ExperimentConfig, Strategy]]:
@@ -229,6 +245,8 @@ class Planner:
             "the start of the backward pass": (before, step.kept, loss.backward),
             "the backward pass": (gradients, max(0.0, growing), loss.head),
             "the optimizer's step": (gradients, 0.0, 0.0),
+            # Files are mapped: of weights that are converted both are there.
+            "loading": (0.0, shapes.stored if self.device.kind == "cpu" else 0.0, 0.0),
             "evaluation": (0.0, self._evaluation(config, strategy), scored.forward),
         }
         parts = {

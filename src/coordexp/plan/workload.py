@@ -114,7 +114,7 @@ def measure(config: ExperimentConfig, reader: Reader, records: tuple[Sequence[Re
             records = (_read(config, folder, "train"), _read(config, folder, "val"))
         train, val = records
         if len(train) > MOST_RECORDS:
-            notes.append(f"lengths of {MOST_RECORDS:,} of {len(train):,} training records, evenly spaced: a longer one may be among the others")
+            notes.append(f"lengths of {MOST_RECORDS:,} of {len(train):,} training records: a longer one may be among the others")
         return Lengths(_lengths(config, reader, train), _lengths(config, reader, val), samples or len(train), tuple(notes))
 
 
@@ -145,12 +145,13 @@ def _read(config: ExperimentConfig, folder: Path, split: str) -> Sequence[Record
 
 def _lengths(config: ExperimentConfig, reader: Reader, records: Sequence[Record]) -> tuple[Length, ...]:
     step = max(1, -(-len(records) // MOST_RECORDS))
+    data = config.data
     template = ChatTemplate(
-        reader.tokenizer, _OnePlaceholder(), prompt=config.data.prompt, order=config.data.order, seed=config.seed, geometry=config.data.geometry
+        reader.tokenizer, _OnePlaceholder(), prompt=data.prompt, order=data.order, seed=config.seed, geometry=data.geometry
     )
     found = []
     for record in records[::step]:
-        encoded = template.encode_answer(ask(config.data.prompt, record), template.instances(record)[0], torch.tensor([[1, 1, 1]]))
+        encoded = template.encode_answer(ask(data.prompt, record), template.instances(record)[0], torch.tensor([[1, 1, 1]]))
         supervised = sum(role != ROLE_CODES["none"] for role in encoded["roles"])
         found.append(Length(len(encoded["input_ids"]) - 1, supervised, record.width, record.height))
     return tuple(found)
