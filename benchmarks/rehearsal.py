@@ -186,7 +186,7 @@ def save(size: str, rows: Sequence[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     """Run the stages and append their rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=[name for name in SHAPES if name != "tiny"], default="2b")
+    parser.add_argument("--size", choices=[name for name in SHAPES if name != "tiny"], default="2b", help="100m is of no release.")
     parser.add_argument("--photos", type=Path, help="A Pascal VOC folder with at least two training, validation and test images.")
     parser.add_argument("--work", type=Path, help="Folder for the checkpoints: 18 GB for 2b, 36 for 4b, 70 for 8b.")
     parser.add_argument("--full", default="sgd", help="train.optim of the full fine-tuning; none: leave that out.")

@@ -117,6 +117,11 @@ SHAPES = {
         hidden=4096, layers=36, intermediate=12_288, heads=32, kv_heads=8, tied=False, depth=27, vision=1152, vision_intermediate=4304,
         deepstack=(8, 16, 24),
     ),
+    # Of no release: small enough for full fine-tuning with AdamW anywhere, with the real vocabulary.
+    "100m": Shape(
+        hidden=512, layers=8, intermediate=1536, heads=8, kv_heads=4, tied=True, depth=6, vision=384, vision_intermediate=1536,
+        deepstack=(1, 3, 5), vision_heads=6, head_dim=64, mrope=(12, 10, 10),
+    ),
     # The same road in seconds, for the test.
     "tiny": Shape(
         hidden=48, layers=2, intermediate=64, heads=4, kv_heads=2, tied=True, depth=2, vision=32, vision_intermediate=48, deepstack=(0, 1),

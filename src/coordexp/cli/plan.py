@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,8 +78,8 @@ def _table(plan: Plan) -> list[str]:
     ]
     if plan.levers:
         lines += ["", "one change alone:"]
-        lines += [f"  {lever.total / 1e9:>8.1f} GB{'' if lever.fits else ' (no fit)'}  {lever.setting}" for lever in plan.levers]
-    return lines + [f"note: {note}" for note in plan.notes]
+        lines += [f"  {lever.total / 1e9:>7.1f} GB {'fits' if lever.fits else '':<5}{lever.setting}" for lever in plan.levers]
+    return lines + [line for note in plan.notes for line in textwrap.wrap(f"note: {note}", 80, subsequent_indent="  ")]
 
 
 def _gb(value: float) -> str:

@@ -7,16 +7,19 @@ and attention are those of training, whatever the architecture. Nothing is read 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from coordexp.errors import ConfigError
 
 _aten = torch.ops.aten
 _INDEXING = (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default)
@@ -149,7 +152,7 @@ class DryModel:
     def step(self, rows: Rows) -> DryStep:
         """Forward and backward on a batch of ``rows``."""
         mode, model = self.mode, self.model
-        with mode:
+        with _told(), mode:
             batch, before = self._start(rows)
             with self.autocast():
                 hidden = self.backbone(**batch, use_cache=False)[0]
@@ -169,7 +172,7 @@ class DryModel:
 
     def evaluation(self, rows: Rows) -> int:
         """Most that is alive beside the weights in a forward pass that keeps nothing."""
-        with self.mode, torch.no_grad():
+        with _told(), self.mode, torch.no_grad():
             batch, before = self._start(rows)
             with self.autocast():
                 self.backbone(**batch, use_cache=False)
@@ -181,6 +184,24 @@ class DryModel:
             self.mode.count(tensor)
         before = self.mode.restart()
         return _batch(self.mode, self.backbone.config, rows, self.masked), before
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Around a step: an architecture whose shapes depend on numbers has no dry run.
+
+    Raises:
+        ConfigError: the operation that asked for a number.
+    """
+    unknown = (
+        fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException, fake_tensor.UnsupportedFakeTensorException,
+        fake_tensor.UnsupportedOperatorException,
+    )  # fmt: skip
+    try:
+        yield
+    except unknown as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:150]
+        raise ConfigError(f"the memory of this model is not known without running it ({reason})") from error
 
 
 def _batch(mode: DryMode, config: Any, rows: Rows, masked: bool) -> dict[str, Tensor]:

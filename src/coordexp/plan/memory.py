@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from torch import nn
 
 from coordexp.config.schema import ExperimentConfig
 from coordexp.losses.linear import DEFAULT_BUDGET_MB
-from coordexp.modeling.load import skeleton, stored_dtype
+from coordexp.modeling.load import skeleton
+from coordexp.modeling.shards import open_shards
 from coordexp.modeling.tiny import tiny_skeleton
 from coordexp.plan.workload import Reader
 from coordexp.train.forward import unwrapped
-from coordexp.vocab.adapters import adapt, head_layers, head_of
+from coordexp.vocab.adapters import adapt, base_folder, head_layers, head_of, is_adapter
 from coordexp.vocab.extend import padded_rows
 
 Strategy = Literal["ddp", "fsdp2", "zero2", "zero3"]
@@ -86,10 +88,13 @@ def prepared(config: ExperimentConfig, folder: Path | None, reader: Reader) -> t
     if rows > before:
         model.resize_token_embeddings(rows, mean_resizing=False)
     model.set_attn_implementation("eager" if options.attn_implementation == "eager" else "sdpa")
-    kept = "float32" if folder is None else stored_dtype(folder)
-    count = sum(p.numel() for p in model.parameters())
-    stored = 0 if kept == options.dtype else count * getattr(torch, kept).itemsize
-    model = adapt(model.to(getattr(torch, options.dtype)), config.adapter, reader.vocab, base=folder or Path())
+    dtype: torch.dtype = getattr(torch, options.dtype)
+    if folder is None:
+        stored = 0 if dtype == torch.float32 else sum(p.nbytes for p in model.parameters())
+    else:
+        weights = open_shards(base_folder(folder) if is_adapter(folder) else folder)
+        stored = sum(entry.nbytes for entry in weights.entries.values() if entry.dtype != dtype)
+    model = adapt(model.to(dtype), config.adapter, reader.vocab, base=folder or Path())
     return model, _shapes(model, config, reader, stored)
 
 
@@ -176,9 +181,13 @@ def step_bytes(shapes: Shapes, config: ExperimentConfig) -> float:
 
 
 def strategy_of(config: ExperimentConfig) -> Strategy:
-    """How the experiment spreads over its ranks, by ``train.deepspeed`` and ``train.fsdp``; DDP without them."""
+    """How the experiment spreads over its ranks, by ``train.deepspeed`` and ``train.fsdp`` or the launcher; DDP without them."""
     given = config.train.deepspeed
-    if given is not None:
-        stage = str(given.get("zero_optimization", {}).get("stage", 2)) if isinstance(given, dict) else Path(given).stem
+    if isinstance(given, dict):
+        stage = str(given.get("zero_optimization", {}).get("stage", 0))
+    else:
+        # A file says its stage inside; its name is what is looked at. `accelerate launch` tells in the environment.
+        stage = Path(given).stem if given else os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
+    if "3" in stage or "2" in stage:
         return "zero3" if "3" in stage else "zero2"
-    return "fsdp2" if config.train.fsdp else "ddp"
+    return "fsdp2" if config.train.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true" else "ddp"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ import torch
 
 from coordexp.config.schema import ExperimentConfig
 from coordexp.data.records import Record
+from coordexp.errors import ConfigError
 from coordexp.modeling.dry import DryMode, DryModel, DryStep, dry
 from coordexp.modeling.positions import backbone
 from coordexp.plan.memory import (
@@ -28,9 +30,11 @@ from coordexp.plan.memory import (
     strategy_of,
     switch_on_checkpointing,
 )
-from coordexp.plan.workload import Lengths, Reader, Workload, image_processor, measure, workload
+from coordexp.plan.workload import MOST_RECORDS, Lengths, Reader, Workload, image_processor, measure, workload
 
 GB: Final = 1e9
+# Records whose length the line at the start of a run looks at.
+BRIEF_RECORDS: Final = 300
 # Kept free of the memory there is: what an allocator cannot use again in one piece.
 RESERVE: Final = 0.08
 # What kernels, data loading and logging add to a process on a CPU once it trains (measured on small models), in bytes.
@@ -162,11 +166,11 @@ class Planner:
     @staticmethod
     def of(
         config: ExperimentConfig, folder: Path | None, device: Device, ranks: int = 1,
-        records: tuple[Sequence[Record], Sequence[Record]] | None = None,
+        records: tuple[Sequence[Record], Sequence[Record]] | None = None, most: int = MOST_RECORDS,
     ) -> Planner:  # fmt: skip
-        """With the lengths of ``records`` (training and validation), or of the configuration's data."""
+        """With the lengths of at most ``most`` of the ``records`` (training and validation), by default the configuration's."""
         reader = Reader.of(config, folder)
-        return Planner(config, folder, reader, measure(config, reader, records), device, ranks)
+        return Planner(config, folder, reader, measure(config, reader, records, most), device, ranks)
 
     def plan(self, *, brief: bool = False, progress: Callable[[int, int], None] | None = None) -> Plan:
         """The plan; ``brief``: of the experiment's own strategy and checkpointing alone, without levers. ``progress(done, total)`` counts
@@ -225,8 +229,9 @@ class Planner:
         offers.append((pixels > (model.min_pixels or 0), "", {"model": {"max_pixels": pixels, "keep_contract": False}}))
         for offered, remark, change in offers:
             if offered:
-                words = (f"{name}.{key}={str(value).lower()}" for name, keys in change.items() for key, value in keys.items())
-                yield ", ".join(word for word in words if "keep_contract" not in word) + remark, _changed(config, **change), asked
+                (section, values), *_ = change.items()
+                words = ", ".join(f"{key}={str(value).lower()}" for key, value in values.items() if key != "keep_contract")
+                yield f"{section}: {words}{remark}", _changed(config, **change), asked
         if self.ranks > 1 and asked == "ddp":
             yield "sharding over the ranks (fsdp2)", config, "fsdp2"
 
@@ -235,6 +240,7 @@ class Planner:
         work, kept = self._workload(config), held(shapes, config, strategy, self.ranks)
         loss = loss_bytes(shapes, config, work.train.supervised, self.device.kind)
         scored = loss_bytes(shapes, config, work.evaluation.supervised, self.device.kind, gradient=False)
+        evaluates = config.train.eval_strategy != "no"
         accumulates, gradients = config.train.gradient_accumulation_steps > 1, kept["gradients"]
         # Gradients take the place of what the backward pass frees, unless they are there already.
         growing = step.backward - gradients if strategy == "ddp" and not accumulates else step.backward_alone
@@ -247,7 +253,7 @@ class Planner:
             "the optimizer's step": (gradients, 0.0, 0.0),
             # Files are mapped: of weights that are converted both are there.
             "loading": (0.0, shapes.stored if self.device.kind == "cpu" else 0.0, 0.0),
-            "evaluation": (0.0, self._evaluation(config, strategy), scored.forward),
+            "evaluation": (0.0, self._evaluation(config, strategy) if evaluates else 0, scored.forward if evaluates else 0.0),
         }
         parts = {
             moment: {
@@ -301,6 +307,15 @@ class Planner:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
+
+
+def memory_line(config: ExperimentConfig, folder: Path, records: tuple[Sequence[Record], Sequence[Record]]) -> str:
+    """The plan of a run in one line, for the processes that were started."""
+    try:
+        planner = Planner.of(config, folder, Device.of(None), int(os.environ.get("WORLD_SIZE", "1")), records, most=BRIEF_RECORDS)
+        return planner.plan(brief=True).line()
+    except ConfigError as error:
+        return f"memory: {error}"
 
 
 def _changed(config: ExperimentConfig, **sections: dict[str, Any]) -> ExperimentConfig:

@@ -23,8 +23,9 @@ from coordexp.vocab.extend import add_coord_tokens
 
 # Made to see how long answers are, where the scenes of the run are not there yet.
 SCENES: Final = 200
-# Of a larger file evenly spaced records are measured.
+# Of a larger file so many records are measured, and so many of those that look longest.
 MOST_RECORDS: Final = 20_000
+LONGEST: Final = 64
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,10 @@ def image_processor(config: ExperimentConfig, folder: Path | None) -> Any:
         return load_image_processor(Path(name), **budget)
 
 
-def measure(config: ExperimentConfig, reader: Reader, records: tuple[Sequence[Record], Sequence[Record]] | None = None) -> Lengths:
-    """Lengths of the training and validation ``records``, by default those of the configuration's data.
+def measure(
+    config: ExperimentConfig, reader: Reader, records: tuple[Sequence[Record], Sequence[Record]] | None = None, most: int = MOST_RECORDS
+) -> Lengths:
+    """Lengths of the training and validation ``records``, by default those of the configuration's data; of more than ``most`` a part.
 
     Raises:
         CoordexpError: data that cannot be read.
@@ -113,9 +116,20 @@ def measure(config: ExperimentConfig, reader: Reader, records: tuple[Sequence[Re
             notes += told
             records = (_read(config, folder, "train"), _read(config, folder, "val"))
         train, val = records
-        if len(train) > MOST_RECORDS:
-            notes.append(f"lengths of {MOST_RECORDS:,} of {len(train):,} training records: a longer one may be among the others")
-        return Lengths(_lengths(config, reader, train), _lengths(config, reader, val), samples or len(train), tuple(notes))
+        if len(train) > most:
+            notes.append(f"lengths of about {most:,} of {len(train):,} training records, those with the most text among them")
+        looked_at, held_out = (_lengths(config, reader, _chosen(split, most)) for split in (train, val))
+        return Lengths(looked_at, held_out, samples or len(train), tuple(notes))
+
+
+def _chosen(records: Sequence[Record], most: int) -> Sequence[Record]:
+    """All, or ``most`` evenly spaced ones and those that look longest: by characters and values of their objects, by their picture."""
+    if len(records) <= most:
+        return records
+    even = range(0, len(records), -(-len(records) // most))
+    text = sorted(range(len(records)), key=lambda i: -sum(len(o.desc) + 8 * len(o.values) for o in records[i].objects))
+    area = sorted(range(len(records)), key=lambda i: -records[i].width * records[i].height)
+    return [records[i] for i in sorted({*even, *text[:LONGEST], *area[:LONGEST]})]
 
 
 def _data(config: ExperimentConfig, scratch: Path) -> tuple[Path, list[str], int | None]:
@@ -144,13 +158,12 @@ def _read(config: ExperimentConfig, folder: Path, split: str) -> Sequence[Record
 
 
 def _lengths(config: ExperimentConfig, reader: Reader, records: Sequence[Record]) -> tuple[Length, ...]:
-    step = max(1, -(-len(records) // MOST_RECORDS))
     data = config.data
     template = ChatTemplate(
         reader.tokenizer, _OnePlaceholder(), prompt=data.prompt, order=data.order, seed=config.seed, geometry=data.geometry
     )
     found = []
-    for record in records[::step]:
+    for record in records:
         encoded = template.encode_answer(ask(data.prompt, record), template.instances(record)[0], torch.tensor([[1, 1, 1]]))
         supervised = sum(role != ROLE_CODES["none"] for role in encoded["roles"])
         found.append(Length(len(encoded["input_ids"]) - 1, supervised, record.width, record.height))
