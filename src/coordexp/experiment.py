@@ -297,12 +297,16 @@ class _Chain:
         from transformers import set_seed
 
         from coordexp.modeling.load import load_model
+        from coordexp.plan.planner import memory_line
         from coordexp.train.launch import train
 
         if self.resume and (self._root / "checkpoints" / "final").is_dir():
             return
         folder = self._root / "model"
         template, held_out, geometries = self._template(folder), self._records("val"), self._geometries()
+        records = self._records("train")
+        if not self.console.quiet:
+            self._say(memory_line(self.config, folder, (records, held_out)))
         set_seed(self.config.seed)
         model = load_model(folder, self.config.model, quantization=self.config.model.quantization)
         if self.config.model.liger:
@@ -314,7 +318,7 @@ class _Chain:
             objective=self.config.objective,
             model=model,
             template=template,
-            train_records=self._records("train"),
+            train_records=records,
             eval_records=held_out,
             run_dir=self._root,
             processor_from=folder,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from coordexp.cli import ab, audit, bench, compare, data, doctor, evaluate, init, model, predict, report, run, vocab
+from coordexp.cli import ab, audit, bench, compare, data, doctor, evaluate, init, model, plan, predict, report, run, vocab
 from coordexp.cli.common import Group, examples
 from coordexp.errors import CoordexpError, RunStopped
 
@@ -66,6 +66,7 @@ def _options(
 app.command("init", epilog=init.EXAMPLES)(init.init)
 app.command("run", epilog=run.RUN_EXAMPLES)(run.run)
 app.command("train", epilog=run.TRAIN_EXAMPLES)(run.train)
+app.command("plan", epilog=plan.EXAMPLES)(plan.plan)
 app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("audit", epilog=audit.EXAMPLES)(audit.audit)

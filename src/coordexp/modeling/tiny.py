@@ -169,12 +169,13 @@ def write_tiny_model(out: Path, options: TinyOptions, *, overwrite: bool = False
         ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
         model.config.get_text_config().update(ends)
         model.generation_config = GenerationConfig(**ends, do_sample=False)
-        _write_processor_files(staging, options)
+        write_processor_files(staging, options)
         save_model_folder(model, tokenizer, staging, processor_from=staging)
     return out
 
 
-def _write_processor_files(folder: Path, options: TinyOptions) -> None:
+def write_processor_files(folder: Path, options: TinyOptions) -> None:
+    """Image and video processor settings of a tiny model."""
     common = {
         "patch_size": options.patch_size,
         "temporal_patch_size": 2,

@@ -155,7 +155,8 @@ def adapt(model: Any, options: AdapterOptions, vocab: CoordVocab, *, base: Path)
     # PEFT takes the folder the model was read from, which need not be absolute.
     config.base_model_name_or_path = str(base.resolve())
     rows_of_head = head_of(head_layers(adapted)[0], vocab).coord_weight
-    if options.new_rows and (rows_of_head is None or not torch.equal(rows_of_head, original)):
+    # A skeleton has no values to compare.
+    if options.new_rows and (rows_of_head is None or not (original.is_meta or torch.equal(rows_of_head, original))):
         raise ConfigError(
             "adapter.new_rows: PEFT does not train the head's own rows of this model: its weights and the tie_word_embeddings of its "
             "config.json disagree on whether head and embedding are one table: correct the config, or set adapter.new_rows=false"
