@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import random
 import re
+import time
 
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from coordexp.codec import CoordCodec
+from coordexp.decode.generate import Generated
+from coordexp.decode.options import DecodeOptions
+from coordexp.decode.output import Output, Workers
+from coordexp.decode.predict import read_answer
+from coordexp.decode.tokens import token_bytes
+from coordexp.errors import DataError
+from coordexp.evaluate.predictions import read_predictions
 from coordexp.grammar import COORD_TOKEN, Instance, parse, render
+from coordexp.integrations.ms_swift.rows import row_targets
+from tiny import records, template, vocab
 
 COUNT = 10_000
+# What ends a reader that trusts a model's text: halves of surrogate pairs, nesting, digits, blanks, controls.
+HOSTILE = st.one_of(
+    st.sampled_from(['{"objects": [', '{"desc": "', '", "bbox_2d": [', "<|coord_7|>", ", ", "]}", '{"object_1": ', '"object_2": {', '"']),
+    st.sampled_from(["\ud800", "\udfff", "\\ud800", "\\udc00x", "\\u00", "\\", "\x00", "\x85", "\u2028", "<|coord_٣|>", "<|coord_007|>"]),
+    st.builds(
+        lambda piece, n: piece * n, st.sampled_from(["[", "{", '{"a":', "1", " ", "\n", "\\", '"', "]", "<|coord_"]), st.integers(1, 5000)
+    ),
+    st.integers(0, 5000).map(lambda n: f"<|coord_{'9' * n}|>"),
+    st.text(alphabet=st.characters(), max_size=30),
+)
 PIECES = (
     '"', "\\", "{", "}", "[", "]", ",", ":", " ", "\n", "\x00", "é", "😀", "<|coord_", "|>", "<|coord_5|>", "<|coord_1000|>",
     "<|coord_-1|>",
@@ -87,3 +115,45 @@ def test_mutated_answers_never_crash_the_parser_nor_invent_a_box() -> None:
     # The mutations must leave something to look at, and break something.
     assert boxes > COUNT / 10
     assert broken > COUNT / 3
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(HOSTILE, max_size=30).map("".join), st.booleans())
+def test_whatever_a_model_writes_is_read_and_what_is_read_can_be_written(text, begun):
+    parsed = parse('{"objects": [{"desc": "' * begun + text)
+    for instance, (start, end) in zip(parsed.instances, parsed.desc_spans, strict=True):
+        row = json.dumps({"desc": instance.desc, "bins": instance.bins}, ensure_ascii=False).encode()
+        assert json.loads(row) == {"desc": instance.desc, "bins": list(instance.bins)}
+        assert json.loads(('{"objects": [{"desc": "' * begun + text)[start - 1 : end + 1]) == instance.desc
+        assert all(0 <= k < 1000 for k in instance.bins)
+
+
+@pytest.mark.parametrize("start", ['{"objects": [', '{"object_1": ', '{"objects": [{"desc": "a", "bbox_2d": [', '{"objects": [{"desc": '])
+def test_reading_takes_time_linear_in_the_text(start):
+    boxes = ", ".join('{"desc": "a", "bbox_2d": [<|coord_1|>, <|coord_2|>, <|coord_3|>, <|coord_4|>]}' for _ in range(1000))
+    pieces = (
+        " ", "[", "{", "1", '"', "\\", '\\"', '{"desc": "', '{"desc": "a"}, ', '"object_1": ', '"object_1": {', '"object_1', "<|coord_1",
+        "<|coord_1|>, ", '{"desc": "a", "bbox_2d": [ ', "{   ", boxes,
+    )  # fmt: skip
+    for piece in pieces:
+        text = start + piece * (300_000 // len(piece))
+        begin = time.perf_counter()
+        parse(text)
+        # Linear reading takes at most 0.1 s; quadratic took 12 s for a third of this length.
+        assert time.perf_counter() - begin < 3, piece
+
+
+@settings(max_examples=60, deadline=None, phases=[Phase.generate])
+@given(st.lists(HOSTILE, max_size=20).map("".join), st.booleans())
+def test_whatever_tokens_a_model_writes_make_a_row_that_is_read_again_and_is_no_traceback_as_a_training_row(tmp_path_factory, text, begun):
+    tokenizer, coords, answer = template().tokenizer, vocab(), '{"objects": [{"desc": "' * begun + text
+    ids = tokenizer.encode(answer.encode(errors="replace").decode(), add_special_tokens=False)
+    places = sum(token in coords.ids for token in ids)
+    made = Generated(ids, torch.zeros(places, 1000), truncated=False, log_probs=[None] * len(ids))
+    row, _ = read_answer(records()[0], made, token_bytes(tokenizer), coords, CoordCodec(), DecodeOptions(score="none"))
+    out = Output(tmp_path_factory.mktemp("fuzz") / "p.jsonl", Workers())
+    out.append([row])
+    out.merge()
+    assert [item.desc for item in read_predictions(out.path)[0].objects] == [item["desc"] for item in row["objects"]]
+    with contextlib.suppress(DataError):
+        row_targets({"messages": [{"role": "assistant", "content": answer}]}, CoordCodec())

@@ -42,8 +42,9 @@ def test_directory_in_use_is_refused_with_its_status(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"status 'running' in stage 'train'.*another output_dir.*--overwrite"):
         create(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(ConfigError, match="manifest cannot be read"):
-        create(tmp_path)
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match=r"expected JSON.*left as it is"):
+            create(tmp_path, overwrite=overwrite)
 
 
 def test_overwrite_removes_a_run_but_no_other_directory(tmp_path: Path) -> None:

@@ -106,8 +106,10 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
         load_model(tmp_path / "nothing")
     with pytest.raises(ConfigError, match=r"config\.json"):
         load_tokenizer(tmp_path)
-    with pytest.raises(ConfigError, match="exists"):
-        write_tiny_model(tmp_path, SMALL)
+    (tmp_path / "thesis.txt").touch()
+    for overwrite, word in ((False, "is not empty"), (True, "is no model that coordexp wrote")):
+        with pytest.raises(ConfigError, match=word):
+            write_tiny_model(tmp_path, SMALL, overwrite=overwrite)
 
 
 def test_binding_changes_no_state_key_and_no_stock_output():

@@ -23,7 +23,7 @@ from coordexp.errors import ConfigError, DataError
 from coordexp.evaluate.distributions import read_distributions
 from coordexp.evaluate.predictions import READOUT_NAMES, read_predictions
 from coordexp.grammar import Instance, render
-from predicting import OPTIONS, model, rows, run, whole
+from predicting import OPTIONS, TRAIN, model, rows, run, whole
 from tiny import records, template, vocab, workspace
 
 
@@ -244,11 +244,16 @@ def test_other_records_another_model_and_other_processes_are_other_settings(tmp_
 
 
 @pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.part-0-of-1"])
-def test_a_file_whose_settings_are_unknown_is_refused_and_overwrite_replaces_it(tmp_path, name):
-    (tmp_path / name).write_bytes(b"mine\n")
-    with pytest.raises(ConfigError, match=r"exists without p\.jsonl\.settings\.json"):
-        run(tmp_path / "p.jsonl", count=1)
-    assert (tmp_path / name).read_bytes() == b"mine\n"
+def test_a_file_whose_settings_are_unknown_is_refused_and_overwrite_replaces_it_if_it_holds_predictions(tmp_path, name):
+    for content, overwrite, word in (
+        (b"mine\n", False, r"exists without p\.jsonl\.settings\.json"), (b"mine\n", True, "not written by coordexp predict"),
+        (TRAIN.read_bytes(), True, "not written by coordexp predict"),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ConfigError, match=word):
+            run(tmp_path / "p.jsonl", count=1, overwrite=overwrite)
+        assert (tmp_path / name).read_bytes() == content
+    (tmp_path / name).write_bytes(whole()[1])
     run(tmp_path / "p.jsonl", count=1, overwrite=True)
     assert len(rows(tmp_path / "p.jsonl")) == 1
 

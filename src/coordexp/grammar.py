@@ -20,13 +20,24 @@ Role = Literal["coord", "desc", "format"]
 ROLE_CODES: Final[dict[str, int]] = {"none": 0, "coord": 1, "desc": 2, "format": 3}
 GEOMETRIES: Final[tuple[Geometry, ...]] = ("bbox_2d", "poly", "point_2d")
 
-COORD_TOKEN: Final = re.compile(r"<\|coord_(\d+)\|>")
-_COORD_ITEM = r'"?<\|coord_\d+\|>"?'
-_COORD_LIST: Final = re.compile(rf"\[\s*({_COORD_ITEM}(?:\s*,\s*{_COORD_ITEM})*)?\s*\]")
-_OBJECT_START: Final = re.compile(r'\{\s*"desc"\s*:\s*')
-_GEOMETRY_KEY: Final = re.compile(r'\s*,\s*"(bbox_2d|poly|point_2d)"\s*:\s*')
-_KEYED_ANSWER: Final = re.compile(r'\s*\{\s*"object_\d+"\s*:')
-_KEYED_SEPARATOR: Final = re.compile(r'\s*\{?\s*,?\s*"object_\d+"\s*:\s*')
+# A model can write anything. Bins have at most nine digits, which Python turns into a number in constant time; repeats are possessive
+# (``*+``), so that no pattern goes back over blanks and parsing takes time linear in the text.
+COORD_TOKEN: Final = re.compile(r"<\|coord_([0-9]{1,9})\|>")
+_COORD_ITEM = r'"?<\|coord_[0-9]{1,9}\|>"?'
+_COORD_LIST: Final = re.compile(rf"\[\s*+(?:{_COORD_ITEM}(?:\s*+,\s*+{_COORD_ITEM})*+)?+\s*+\]")
+_OBJECT_START: Final = re.compile(r'\{\s*+"desc"\s*+:\s*+')
+# A JSON string. Escapes are checked here, since json's own errors count the lines before them.
+_STRING: Final = re.compile(r'"(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+"')
+_GEOMETRY_KEY: Final = re.compile(r'\s*+,\s*+"(bbox_2d|poly|point_2d)"\s*+:\s*+')
+_OBJECT_END: Final = re.compile(r"\s*+\}")
+_LISTED_ANSWER: Final = re.compile(r'\s*+\{\s*+"objects"\s*+:\s*+\[')
+_LISTED_SEPARATOR: Final = re.compile(r"\s*+,?\s*+")
+_LISTED_END: Final = re.compile(r"\]\s*+\}")
+_KEYED_ANSWER: Final = re.compile(r'\s*+\{\s*+"object_\d++"\s*+:')
+_KEYED_SEPARATOR: Final = re.compile(r'\s*+\{?\s*+,?\s*+"object_\d++"\s*+:\s*+')
+_KEYED_END: Final = re.compile(r"\}")
+_NEXT_OBJECT: Final = re.compile(r'"object_\d++"\s*+:\s*+\{|\{\s*+"desc"')
+_HALF_PAIR: Final = re.compile(r"[\ud800-\udfff]")
 
 
 def geometries_of(found: Collection[str]) -> tuple[Geometry, ...]:
@@ -136,7 +147,8 @@ def parse(text: str, strict: bool = False, *, num_bins: int = 1000) -> ParsedAns
 
     What is whole is salvaged; everything else is counted in ``problems`` under ``no_answer``,
     ``truncated``, ``bad_object``, ``bad_arity``, ``bin_out_of_range``, ``degenerate_box`` or
-    ``trailing_text``. Boxes with ``x2 <= x1`` or ``y2 <= y1`` are dropped and counted.
+    ``trailing_text``. Boxes with ``x2 <= x1`` or ``y2 <= y1`` are dropped and counted. A description with half a surrogate pair
+    is no text: its object is a ``bad_object``. Time is linear in the length of the text.
 
     Raises:
         ValueError: with ``strict=True``, when there is any problem.
@@ -146,7 +158,7 @@ def parse(text: str, strict: bool = False, *, num_bins: int = 1000) -> ParsedAns
     index: list[tuple[int, ...]] = []
     written: list[tuple[int, int]] = []
     keyed = _KEYED_ANSWER.match(text)
-    head = keyed or re.match(r'\s*\{\s*"objects"\s*:\s*\[', text)
+    head = keyed or _LISTED_ANSWER.match(text)
     if head is None:
         if text.strip() != "{}":
             problems["no_answer"] += 1
@@ -154,7 +166,7 @@ def parse(text: str, strict: bool = False, *, num_bins: int = 1000) -> ParsedAns
         ordinals = {m.start(): n for n, m in enumerate(COORD_TOKEN.finditer(text))}
         end = _read_objects(text, 0 if keyed else head.end(), bool(keyed), num_bins, ordinals, instances, index, written, problems)
         tail = text[end:].strip()
-        closed = re.match(r"\}" if keyed else r"\]\s*\}", tail)
+        closed = (_KEYED_END if keyed else _LISTED_END).match(tail)
         if closed is None:
             problems["truncated"] += 1
         elif tail[closed.end() :].strip():
@@ -176,7 +188,7 @@ def _read_objects(
     problems: Counter[str],
 ) -> int:
     """Append every whole object from ``at`` on; return where the object list ends."""
-    separator = _KEYED_SEPARATOR if keyed else re.compile(r"\s*,?\s*")
+    separator = _KEYED_SEPARATOR if keyed else _LISTED_SEPARATOR
     while True:
         gap = separator.match(text, at)
         start = gap.end() if gap else at
@@ -186,10 +198,10 @@ def _read_objects(
         if found is None:
             # Resume at the next object that starts well; without one the rest is lost.
             problems["bad_object"] += 1
-            resume = re.search(r'"object_\d+"\s*:\s*\{|\{\s*"desc"', text[start + 1 :])
+            resume = _NEXT_OBJECT.search(text, start + 1)
             if resume is None:
                 return len(text)
-            at = start + 1 + resume.start()
+            at = resume.start()
             continue
         desc, where, geometry, span, at = found
         tokens = list(COORD_TOKEN.finditer(text, *span))
@@ -206,18 +218,16 @@ def _read_objects(
 def _read_object(text: str, start: int) -> tuple[str, tuple[int, int], Geometry, tuple[int, int], int] | None:
     """``(desc, its span, geometry, span of the value list, end of the object)`` of the object at ``start``, or None."""
     opening = _OBJECT_START.match(text, start)
-    if opening is None:
-        return None
-    try:
-        desc, after = json.JSONDecoder().raw_decode(text, opening.end())
-    except json.JSONDecodeError:
-        return None
-    key = _GEOMETRY_KEY.match(text, after)
+    string = _STRING.match(text, opening.end()) if opening else None
+    key = _GEOMETRY_KEY.match(text, string.end()) if string else None
     values = _COORD_LIST.match(text, key.end()) if key else None
-    closing = re.compile(r"\s*\}").match(text, values.end()) if values else None
-    if key is None or values is None or closing is None or not isinstance(desc, str):
+    closing = _OBJECT_END.match(text, values.end()) if values else None
+    if string is None or key is None or values is None or closing is None:
         return None
-    return desc, (opening.end() + 1, after - 1), _geometry(key.group(1)), values.span(), closing.end()
+    desc = json.loads(string[0])
+    if _HALF_PAIR.search(desc):
+        return None
+    return desc, (string.start() + 1, string.end() - 1), _geometry(key.group(1)), values.span(), closing.end()
 
 
 def _geometry(name: str) -> Geometry:

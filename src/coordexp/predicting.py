@@ -174,7 +174,7 @@ def predict_file(
 
 
 def evaluate_predictions(
-    predictions: Path, data: Path, options: EvaluateOptions, *, out: Path, convention: str = "norm999"
+    predictions: Path, data: Path, options: EvaluateOptions, *, out: Path, convention: str = "norm999", force: bool = False
 ) -> dict[str, Any]:
     """See :func:`coordexp.evaluate.result.evaluate_files`; loads the text model that the options name, if any."""
     from coordexp.evaluate.result import evaluate_files
@@ -184,4 +184,4 @@ def evaluate_predictions(
         from coordexp.modeling.embed import text_embedder
 
         embed = text_embedder(Path(options.match_model))
-    return evaluate_files(predictions, data, options, out=out, convention=convention, embed=embed)
+    return evaluate_files(predictions, data, options, out=out, convention=convention, embed=embed, force=force)

@@ -251,16 +251,21 @@ def render(
     predicted = None
     if predictions is not None:
         from coordexp.errors import DataError
+        from coordexp.evaluate.origin import check_origin
         from coordexp.evaluate.predictions import read_predictions
         from coordexp.evaluate.samples import check_sizes
 
-        by_id = {row.image_id: row for row in read_predictions(predictions)}
+        rows = read_predictions(predictions)
+        by_id = {row.image_id: row for row in rows}
         known = [record for record in records if record.image_id in by_id]
         if not known:
             raise DataError(
                 f"{predictions}: expected predictions of the records of {file}, found none: give the file they were predicted from"
             )
         check_sizes([by_id[record.image_id] for record in known], known)
+        every = {record.image_id: record for record in read_records(file, check_images=False).records}
+        if by_id.keys() <= every.keys():
+            check_origin(rows, every, predictions, file)
         predicted = {
             record.image_id: [RecordObject(o.desc, o.geometry, tuple(o.values)) for o in by_id[record.image_id].objects] for record in known
         }

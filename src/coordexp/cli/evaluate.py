@@ -26,6 +26,7 @@ def evaluate(
     match_model: Annotated[Path | None, typer.Option(help="Folder of a text model, for --match semantic.", show_default="none")] = None,
     match_similarity: Annotated[float, typer.Option(min=-1, max=1, help="Least cosine similarity, -1 to 1, for --match semantic.")] = 0.7,
     convention: Annotated[str, typer.Option(help="Convention of the bins that errors are counted in.")] = "norm999",
+    force: Annotated[bool, typer.Option("--force", help="Go on where the predictions were made for other records.")] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -49,9 +50,8 @@ def evaluate(
         )
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out: expected a folder, got the file {out}")
-    if (out / "results.json").exists() and not overwrite:
-        raise ConfigError(f"--out: {out} holds results already: choose another folder or pass --overwrite")
-    results = evaluate_predictions(predictions, data, options, out=out, convention=convention)
+    _check_free(out, overwrite)
+    results = evaluate_predictions(predictions, data, options, out=out, convention=convention, force=force)
     if as_json:
         typer.echo(json.dumps(results, indent=2))
         return
@@ -60,3 +60,18 @@ def evaluate(
     for note in results["notes"]:
         typer.echo(f"note: {note}")
     typer.echo(f"results: {out / 'results.json'}, tables: {out / 'table.md'}")
+
+
+def _check_free(out: Path, overwrite: bool) -> None:
+    """Results are replaced with ``--overwrite`` only, and files of the same names that are no results never."""
+    from coordexp.data.staging import read_json
+    from coordexp.errors import ConfigError
+
+    there = [name for name in ("results.json", "per_image.jsonl", "table.md") if (out / name).exists()]
+    if not there:
+        return
+    content = read_json(out / "results.json")
+    if not isinstance(content, dict) or not {"schema", "task", "provenance"} <= content.keys():
+        raise ConfigError(f"--out: {out / there[0]} is not of an evaluation, and is left as it is: choose another folder")
+    if not overwrite:
+        raise ConfigError(f"--out: {out} holds results already: choose another folder or pass --overwrite")

@@ -41,7 +41,7 @@ class RecordObject:
 
 @dataclass(frozen=True)
 class Record:
-    """One image with its objects. ``image`` is absolute; ``source`` is ``file:line``, for messages."""
+    """One image with its objects. ``image`` is absolute, ``image_name`` as the file has it; ``source`` is ``file:line``, for messages."""
 
     image: Path
     width: int
@@ -50,6 +50,7 @@ class Record:
     image_id: str
     metadata: dict[str, Any]
     source: str
+    image_name: str = ""
 
 
 def read_row(line: bytes, source: str) -> dict[str, Any]:
@@ -114,7 +115,7 @@ class RowReader:
             _try(faults, _check_header, found[1], width, height, source)
         if faults or image_id is None:
             return None, faults
-        return Record(found[1], width, height, tuple(objects), image_id, metadata, source), []
+        return Record(found[1], width, height, tuple(objects), image_id, metadata, source, found[0]), []
 
     def _image(self, images: Any, source: str) -> tuple[str, Path]:
         if not isinstance(images, list) or len(images) != 1:

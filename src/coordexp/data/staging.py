@@ -1,27 +1,44 @@
-"""Writing files and folders so that nothing half-written is ever left under the final name. stdlib only."""
+"""Writing files and folders so that nothing half-written is ever left under the final name, and removing none but our own. stdlib only.
+
+Temporary names are random and made exclusively: no file or link of another program is ever written through or removed.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
+import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, Final, TextIO
 
 from coordexp.errors import ConfigError
 
-# Marks a staging folder as ours: only such a folder, left by an interrupted call, may be deleted.
-_MARKER = ".coordexp-staging"
+# Marks a folder that is being filled; held locked by whoever fills it, so one without an owner may be deleted.
+_MARKER: Final = ".coordexp-staging"
+# Left in a finished folder: the names that were written there. Only such a folder is ever replaced.
+OWN: Final = ".coordexp.json"
+
+
+def temporary_beside(path: Path) -> Path:
+    """A free name in the same folder that nobody can foresee; to be opened with mode ``x``, or made with ``mkdir``."""
+    return path.with_name(f".{path.name[:60]}.{secrets.token_hex(8)}.tmp")
 
 
 @contextmanager
 def atomic_text(path: Path) -> Iterator[TextIO]:
-    """A UTF-8 text file that replaces ``path`` when the block ends, and vanishes when it raises."""
+    """A UTF-8 text file that replaces ``path`` when the block ends, and vanishes when it raises.
+
+    Half of a surrogate pair, which UTF-8 has no bytes for (a file name that is no UTF-8 holds some), is written as its escape
+    ``\\udcff``, which JSON reads back.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        with temporary.open("x", encoding="utf-8", newline="\n", errors="backslashreplace") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -32,46 +49,101 @@ def atomic_text(path: Path) -> Iterator[TextIO]:
 
 
 @contextmanager
-def staged_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A folder ``<out>.tmp`` to fill; it is renamed to ``out`` when the block ends and removed when it raises.
+def staged_folder(
+    out: Path, *, kind: str | None = None, overwrite: bool = False, known: Callable[[Path], bool] | None = None
+) -> Iterator[Path]:
+    """A folder to fill; it is renamed to ``out`` when the block ends and removed when it raises.
 
-    An existing ``out`` must be empty. With ``overwrite=True`` it may be a data folder, i.e. hold nothing
-    but ``*.jsonl`` files, ``import.json`` and ``images``, which is then replaced as a whole.
+    An existing ``out`` must be empty. With ``overwrite`` it may be a folder of the same ``kind`` that this function wrote, and to
+    which nothing was added; it is then replaced as a whole. Without a ``kind`` the folder is not marked, and never replaced.
+    ``known`` recognises folders of before there were marks.
 
     Raises:
-        ConfigError: ``out`` is in use, or ``<out>.tmp`` exists and is not ours.
+        ConfigError: ``out`` is in use.
     """
     out = Path(os.path.abspath(out))
-    replaced = _check_target(out, overwrite)
-    staging = out.with_name(out.name + ".tmp")
-    if staging.exists():
-        if not (staging / _MARKER).is_file():
-            raise ConfigError(f"{staging} exists and is needed for writing {out.name}: move it away or choose another output folder")
-        shutil.rmtree(staging)
-    staging.mkdir(parents=True)
+    replaced = _check_target(out, kind, overwrite, known)
+    _sweep(out)
+    staging = temporary_beside(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging.mkdir()
     try:
-        (staging / _MARKER).touch()
-        yield staging
-        (staging / _MARKER).unlink()
-        if replaced:
-            shutil.rmtree(out)
-        elif out.exists():
-            out.rmdir()
-        os.replace(staging, out)
+        with (staging / _MARKER).open("xb") as marker:
+            _lock(marker.fileno())
+            yield staging
+            (staging / _MARKER).unlink()
+            if kind is not None:
+                _sign(staging, kind)
+            if replaced:
+                shutil.rmtree(out)
+            elif out.exists():
+                out.rmdir()
+            os.replace(staging, out)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
 
 
-def _check_target(out: Path, overwrite: bool) -> bool:
-    """Whether ``out`` holds an old data folder that is to be replaced."""
+def _sign(folder: Path, kind: str) -> None:
+    names = sorted(entry.name for entry in folder.iterdir())
+    with (folder / OWN).open("x", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(json.dumps({"schema": 1, "kind": kind, "entries": names}, indent=1, ensure_ascii=False) + "\n")
+
+
+def _lock(handle: int) -> bool:
+    """Whether the lock was free; False too on file systems that know no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _sweep(out: Path) -> None:
+    """Remove what a killed call left beside ``out``."""
+    for left in out.parent.glob(f".{_literal(out.name[:60])}.*.tmp") if out.parent.is_dir() else ():
+        marker = left / _MARKER
+        if left.is_symlink() or not marker.is_file():
+            continue
+        with marker.open("rb") as file:
+            if _lock(file.fileno()):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _literal(name: str) -> str:
+    """``name`` in a pattern of ``glob``."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _check_target(out: Path, kind: str | None, overwrite: bool, known: Callable[[Path], bool] | None) -> bool:
+    """Whether ``out`` holds a folder of ours that is to be replaced."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise ConfigError(f"{out}: expected a folder or nothing there, got a file or a link: choose another output folder")
     entries = sorted(entry.name for entry in out.iterdir()) if out.exists() else []
     if entries and not overwrite:
         raise ConfigError(f"{out} is not empty: choose another output folder, or remove it (--overwrite, where the command has it)")
-    # A mistyped folder must not cost the user anything that is not a data set.
-    foreign = [name for name in entries if name not in ("images", "import.json") and not name.endswith(".jsonl")]
+    if not entries or (known is not None and known(out)):
+        return bool(entries)
+    # A mistyped folder must not cost the user anything that this package did not write.
+    own = _own_names(out, kind)
+    if own is None:
+        raise ConfigError(f"{out} is no {kind} that coordexp wrote ({OWN} says so): choose another output folder, or remove it yourself")
+    foreign = [name for name in entries if name not in own]
     if foreign:
-        raise ConfigError(f"{out} holds {foreign[0]!r}, which is not part of a data set: choose another output folder")
-    return bool(entries)
+        raise ConfigError(f"{out} holds {foreign[0]!r}, which this command did not write: move it away, or choose another output folder")
+    return True
+
+
+def _own_names(folder: Path, kind: str | None) -> set[str] | None:
+    """The names that were written to a folder of ours of this kind; None for another one."""
+    content: Any = read_json(folder / OWN)
+    names = content.get("entries") if isinstance(content, dict) and content.get("schema") == 1 and content.get("kind") == kind else None
+    return {OWN, *names} if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+def read_json(path: Path) -> Any:
+    """The content of a small JSON file, None where there is none that can be read."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None

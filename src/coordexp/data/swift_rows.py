@@ -118,7 +118,7 @@ def export_swift(
     codec = CoordCodec(CONVENTIONS[options.convention].bins, options.convention)
     read = {path.stem: read_records(path).records for path in files}
     writer = _Writer(codec, options, out.resolve(), sum(len(records) for records in read.values()), progress)
-    with staged_folder(out, overwrite=overwrite) as folder:
+    with staged_folder(out, kind="set of ms-swift rows", overwrite=overwrite) as folder:
         for name, records in read.items():
             write_records(folder / f"{name}.jsonl", writer.rows(records, folder / "images"))
     kept = [item for records in read.values() for record in records for item in record.objects]

@@ -116,7 +116,7 @@ def write_scenes(
     _check_names(options)
     counts = {split: getattr(options, split) for split in SPLITS}
     total, done = sum(counts.values()), 0
-    with staged_folder(Path(out), overwrite=overwrite) as folder:
+    with staged_folder(Path(out), kind="data set", overwrite=overwrite) as folder:
         (folder / "images").mkdir()
         for split, count in counts.items():
             rows = []

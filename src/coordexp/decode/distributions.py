@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coordexp.data.staging import temporary_beside
+
 # Below this a float16 keeps too few digits; what is left out is stated per distribution.
 LEAST_PROBABILITY: Final = 1e-4
 
@@ -29,8 +31,8 @@ def write_distributions(folder: Path, start: int, found: Sequence[tuple[str, Seq
     kept = [(p >= LEAST_PROBABILITY).nonzero().squeeze(1) for *_, p in rows]
     probs = [p[bins] for (*_, p), bins in zip(rows, kept, strict=True)]
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{start:08d}.{os.getpid()}.tmp"
-    with temporary.open("wb") as file:
+    temporary = temporary_beside(folder / f"{start:08d}")
+    with temporary.open("xb") as file:
         np.savez_compressed(
             file,
             image_ids=np.array([image_id for image_id, _ in found], dtype=np.str_),

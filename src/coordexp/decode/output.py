@@ -21,10 +21,13 @@ from typing import Any
 import torch
 
 from coordexp.data.records import Record
-from coordexp.data.staging import atomic_text
+from coordexp.data.staging import atomic_text, read_json
 from coordexp.decode.distributions import drop_distributions
 from coordexp.errors import ConfigError, DataError
 from coordexp.evaluate.distributions import distributions_folder
+from coordexp.evaluate.origin import settings_path
+
+_DISTRIBUTIONS = re.compile(r"\d{8}\.npz|\..*\.tmp")
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class Output:
     @property
     def settings_path(self) -> Path:
         """What it is made with, as JSON."""
-        return self.path.with_name(self.path.name + ".settings.json")
+        return settings_path(self.path)
 
     @property
     def distributions(self) -> Path:
@@ -129,7 +132,7 @@ class Output:
         """Begin, or check that what is there was begun with the same settings. One process only.
 
         Raises:
-            ConfigError: a file made with other settings, not by this command, or by one that is still at work.
+            ConfigError: a file made with other settings, not by this command (with ``overwrite`` too), or by one that is still at work.
         """
         if self.path.is_dir():
             raise ConfigError(f"{self.path}: expected the name of a file for --out, got a folder")
@@ -155,7 +158,7 @@ class Output:
     def _compare(self, settings: dict[str, Any]) -> None:
         try:
             there = json.loads(self.settings_path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{self.settings_path}: expected JSON ({error}): choose another --out or pass --overwrite") from error
         here = json.loads(json.dumps(settings))
         if not isinstance(there, dict) or there != here:
@@ -174,12 +177,31 @@ class Output:
             part.unlink()
 
     def _remove(self) -> None:
+        """Make room; only what this command wrote is removed."""
+        for path in (self.path, self.settings_path, self.calibration_path, *self._parts()):
+            if path.is_symlink() or (path.exists() and not self._is_ours(path)):
+                raise ConfigError(f"{path}: was not written by coordexp predict, and is left as it is: choose another --out")
+        kept = [entry.name for entry in self.distributions.iterdir()] if self.distributions.is_dir() else []
+        foreign = [name for name in kept if not _DISTRIBUTIONS.fullmatch(name)]
+        if self.distributions.is_symlink() or foreign:
+            what = f"holds {foreign[0]!r}" if foreign else "is a link"
+            raise ConfigError(f"{self.distributions}: {what}, and is left as it is: choose another --out")
         self.path.unlink(missing_ok=True)
         self.settings_path.unlink(missing_ok=True)
         self.calibration_path.unlink(missing_ok=True)
         self._remove_parts()
         if self.distributions.is_dir():
             shutil.rmtree(self.distributions)
+
+    def _is_ours(self, path: Path) -> bool:
+        """Whether a file of this prediction's names holds what this command writes there; nothing at all counts too."""
+        if path in (self.settings_path, self.calibration_path):
+            keys = {"images", "processes", "readout"} if path == self.settings_path else {"kind", "score_source", "boxes"}
+            content = read_json(path)
+            return isinstance(content, dict) and keys <= content.keys()
+        with path.open("rb") as file:
+            first = file.readline()
+        return not first or _image_id(first) is not None
 
     def resume(self, records: Sequence[Record], batch_size: int, *, start: int) -> int:
         """Number of ``records``, those of this process, that are done; ``start`` is the index of the first among all.
@@ -226,12 +248,12 @@ class Output:
 
 
 def _image_id(line: bytes) -> object:
-    """Of a row; None if it is no row, after damage to the file."""
+    """Of a row; None if it is no row of a prediction, after damage to the file."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return row.get("image_id") if isinstance(row, dict) else None
+    return row.get("image_id") if isinstance(row, dict) and "score_source" in row else None
 
 
 def _short(value: object) -> str:

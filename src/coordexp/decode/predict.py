@@ -26,6 +26,7 @@ from coordexp.decode.output import Output, Workers
 from coordexp.decode.scores import Calibration, calibrated, distribution_score, token_score
 from coordexp.decode.tokens import token_bytes, token_spans
 from coordexp.errors import ConfigError, DataError
+from coordexp.evaluate.origin import RECORDS_KEY, records_sha256
 from coordexp.grammar import COORD_TOKEN, Geometry, parse
 from coordexp.vocab.coord_vocab import CoordVocab
 
@@ -129,10 +130,10 @@ def settings_of(
     records: Sequence[Record], options: DecodeOptions, given: dict[str, Any], calibration: Calibration | None, workers: Workers
 ) -> dict[str, Any]:
     """What the rows depend on. The batch size is not part of it: it may be lowered to go on."""
-    ids = _sha256(f"{r.image_id}\t{r.image.name}\t{r.width}\t{r.height}" for r in records)
     decode = {name: value for name, value in asdict(options).items() if name != "batch_size"}
     fitted = None if calibration is None else asdict(calibration)
-    return {**given, **decode, "calibration": fitted, "images_sha256": ids, "images": len(records), "processes": workers.world}
+    made_for = {RECORDS_KEY: records_sha256(records), "images": len(records)}
+    return {**given, **decode, "calibration": fitted, **made_for, "processes": workers.world}
 
 
 def questions_sha256(template: ChatTemplate, records: Sequence[Record]) -> str:
@@ -182,7 +183,9 @@ class _Job:
                 prompts.append(self.template.encode_prompt(record))
                 usable.append(record)
             except (DataError, ValueError) as error:  # ValueError: shapes the image processor refuses
-                rows[record.image_id] = _row(record, [], error=" ".join(str(error).split()))
+                # A path that is no UTF-8 is shown with its bytes as escapes; the file itself stays UTF-8.
+                text = str(error).encode(errors="backslashreplace").decode()
+                rows[record.image_id] = _row(record, [], error=" ".join(text.split()))
         distributions: dict[str, list[Tensor]] = {record.image_id: [] for record in records}
         seeds = [_seed(self.options.seed, record.image_id) for record in usable]
         for record, answer in zip(usable, self.generator(prompts, seeds=seeds) if prompts else [], strict=True):

@@ -27,6 +27,7 @@ from coordexp.boxes import area, as_boxes, bounding_box, iou_matrix
 from coordexp.data.records import Record, read_records
 from coordexp.data.staging import atomic_text
 from coordexp.errors import ComparisonError, ConfigError, DataError
+from coordexp.evaluate.origin import check_origin
 from coordexp.evaluate.predictions import Prediction, read_predictions
 
 HALF_WIDTH: Final = 16
@@ -111,6 +112,7 @@ def fit_calibration(predictions: Path, records: Path, *, iou: float = 0.5) -> Ca
         raise ComparisonError(
             f"{unknown[0].source}: image {unknown[0].image_id!r} is not in {records.name}: calibrate with the records that were predicted"
         )
+    check_origin(rows, truth, predictions, records)
     scored = [row for row in rows if row.objects]
     other = next((row for row in scored if any(item.geometry == "point_2d" for item in row.objects)), None)
     if other is not None:

@@ -16,6 +16,7 @@ from coordexp.doctor.checks import Check
 from coordexp.doctor.mixups import CLEAR, MIN_BOXES, MIN_IMAGES, Floats, Line, Pair, Verdict, fit_line, judge, pairs
 from coordexp.errors import DataError
 from coordexp.evaluate.localisation import matched_pairs
+from coordexp.evaluate.origin import check_origin
 from coordexp.evaluate.predictions import read_predictions
 from coordexp.evaluate.samples import FILE_READOUT, Sample, in_order, make_samples
 
@@ -53,9 +54,11 @@ def check_predictions(predictions: Path, data: Path) -> list[Check]:
     except DataError as error:
         why = f"{data.name} is not a file of records that can be evaluated against ({str(error)[:200]})"
         return [Check(f"predictions.{what}", "skipped", why, "mend or import the data first") for what in ("reading", "convention")]
+    rows = in_order(rows, truth, predictions, data)
+    check_origin(rows, {record.image_id: record for record in truth}, predictions, data)
     # A point has no box to match.
     truth = tuple(replace(r, metadata={}, objects=tuple(o for o in r.objects if o.geometry != "point_2d")) for r in truth)
-    samples = [_in_shares(sample) for sample in make_samples(in_order(rows, truth, predictions, data), truth, ())]
+    samples = [_in_shares(sample) for sample in make_samples(rows, truth, ())]
     sides = [np.array([row.width, row.height] * 2, dtype=np.float64) for row in truth]
     reading = _check_reading(samples, sides)
     if reading.outcome == "fail":

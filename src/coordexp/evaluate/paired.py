@@ -18,7 +18,7 @@ from coordexp.evaluate.result import Joined, join
 from coordexp.evaluate.samples import FILE_READOUT, FloatArray, IntArray, Sample, flatten
 
 
-def image_ratios(predictions: Path, records: Path, *, convention: str, renamed: Mapping[str, str]) -> dict[str, Ratio]:
+def image_ratios(predictions: Path, records: Path, *, convention: str, renamed: Mapping[str, str], force: bool = False) -> dict[str, Ratio]:
     """Every statistic that a comparison resamples, by its results key; the rows of each are the records in their order.
 
     ``detection.<readout>.{aware,agnostic}.{f1,precision,recall}.50`` and ``.f1.mean``, ``localisation.<readout>.all.mean_bins``. Of
@@ -29,7 +29,7 @@ def image_ratios(predictions: Path, records: Path, *, convention: str, renamed: 
     Raises:
         CoordexpError: files that cannot be read or do not fit together.
     """
-    joined = join(predictions, records, convention)
+    joined = join(predictions, records, convention, force=force)
     found: dict[str, Ratio] = {}
     if joined.task != "pointing":
         samples = joined.samples(renamed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -13,6 +14,9 @@ from coordexp.grammar import GEOMETRIES, Geometry
 
 # The keys of ``distribution.READOUTS``, repeated because that module imports torch; a test holds the two together.
 READOUT_NAMES: Final[tuple[str, ...]] = ("argmax", "expectation", "median", "topk_mean", "window", "auto")
+
+# JSON can spell half a surrogate pair, which no file can hold.
+_HALF_PAIR: Final = re.compile(r"[\ud800-\udfff]")
 
 Box = tuple[float, float, float, float]
 
@@ -162,6 +166,7 @@ class _Row:
         desc = item["desc"]
         if not isinstance(desc, str):
             self.fail(f"{field}.desc", "a string", desc)
+        self.unicode(f"{field}.desc", desc)
         readouts = {} if item.get("readouts") is None else item["readouts"]
         if not isinstance(readouts, dict):
             self.fail(f"{field}.readouts", "a JSON object", readouts)
@@ -216,6 +221,11 @@ class _Row:
     def text(self, field: str, value: Any) -> str:
         if not isinstance(value, str) or not value:
             self.fail(field, "a string that is not empty", value)
+        return self.unicode(field, value)
+
+    def unicode(self, field: str, value: str) -> str:
+        if _HALF_PAIR.search(value):
+            self.fail(field, "valid Unicode, without halves of surrogate pairs", value)
         return value
 
     def optional_text(self, field: str, value: Any) -> str | None:

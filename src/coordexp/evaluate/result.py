@@ -20,6 +20,7 @@ from coordexp.evaluate.bootstrap import Ratio, intervals
 from coordexp.evaluate.grounding import Scores, Task, find_task, grounding_scores, pointing_scores
 from coordexp.evaluate.health import health_metrics, repeats
 from coordexp.evaluate.options import EvaluateOptions
+from coordexp.evaluate.origin import Basis, check_origin, origin_note
 from coordexp.evaluate.predictions import READOUT_NAMES, Prediction, read_predictions
 from coordexp.evaluate.samples import FILE_READOUT, Sample, check_sizes, in_order, make_samples, normalise
 from coordexp.evaluate.scoring import Scored, score_boxes
@@ -39,6 +40,7 @@ def evaluate_files(
     out: Path | None,
     convention: str = "norm999",
     embed: Embed | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a predictions file against a records file; needs no image file.
 
@@ -47,19 +49,20 @@ def evaluate_files(
     ``notes`` and ``provenance``. Numbers are not rounded; what is undefined is None (null). A row with an ``error`` takes
     part as an image without boxes. The task follows from the records, see :func:`coordexp.evaluate.grounding.find_task`.
     In the folder ``out`` the same is written as ``results.json``, one row an image as ``per_image.jsonl`` and tables for a
-    person as ``table.md``, each atomically. ``convention`` names the bins of the localisation errors.
+    person as ``table.md``, each atomically. ``convention`` names the bins of the localisation errors. ``force`` evaluates predictions
+    of other records too, and says so (see :mod:`coordexp.evaluate.origin`).
 
     Raises:
         DataError: a file that cannot be read.
-        ComparisonError: files that do not fit together: other images, sizes, or truth that is not boxes.
+        ComparisonError: files that do not fit together: other records, sizes, or truth that is not boxes.
         ConfigError: an unknown convention, or semantic matching without ``embed``.
     """
     if options.match == "semantic" and embed is None:
         raise ConfigError("semantic matching needs a text model: name its folder")
-    joined = join(predictions, records, convention)
+    joined = join(predictions, records, convention, force=force)
     rows, truth, task, readouts, codec = joined.rows, joined.truth, joined.task, joined.readouts, joined.codec
     results: dict[str, Any] = {"schema": SCHEMA, "task": task}
-    notes = [joined.reason]
+    notes = [joined.reason, *filter(None, [origin_note(joined.basis)])]
     renamed = _renamed(rows, truth, options, embed)
     samples: list[Sample] = []
     scored: Scored | None = None
@@ -77,7 +80,7 @@ def evaluate_files(
     if renamed:
         results["renamed"] = renamed
     results["notes"] = notes
-    results["provenance"] = _provenance(predictions, records, rows, options, convention)
+    results["provenance"] = _provenance(predictions, records, joined, options, convention)
     if out is not None:
         write_results(results, out / "results.json")
         write_records(out / "per_image.jsonl", _per_image(rows, samples, scored, referred))
@@ -96,14 +99,15 @@ class Joined:
     reason: str
     readouts: list[str]
     codec: CoordCodec
+    basis: Basis
 
     def samples(self, renamed: Mapping[str, str]) -> list[Sample]:
         """The boxes as arrays; a predicted description that is a key of ``renamed`` goes by its value."""
         return make_samples(self.rows, self.truth, self.readouts[1:], lambda desc: renamed.get(normalise(desc), normalise(desc)))
 
 
-def join(predictions: Path, records: Path, convention: str) -> Joined:
-    """Read both files and pair them image by image.
+def join(predictions: Path, records: Path, convention: str, *, force: bool = False) -> Joined:
+    """Read both files and pair them image by image. ``force``: predictions of other records are no error.
 
     Raises:
         DataError: a file that cannot be read.
@@ -116,11 +120,12 @@ def join(predictions: Path, records: Path, convention: str) -> Joined:
     rows, truth = read_predictions(predictions), read_records(records, check_images=False).records
     rows = in_order(rows, truth, predictions, records)
     check_sizes(rows, truth)
+    basis = check_origin(rows, {record.image_id: record for record in truth}, predictions, records, force=force)
     task, reason = find_task(rows, truth)
     # The reader has checked that every object of the file has the same readouts.
     named = next((row.objects[0].readouts for row in rows if row.objects), {})
     readouts = [FILE_READOUT, *(name for name in READOUT_NAMES if name in named)]
-    return Joined(rows, truth, task, reason, readouts, codec)
+    return Joined(rows, truth, task, reason, readouts, codec, basis)
 
 
 def write_results(results: dict[str, Any], path: Path) -> None:
@@ -180,7 +185,7 @@ def _per_image(
     return found
 
 
-def _provenance(predictions: Path, records: Path, rows: Sequence[Prediction], options: EvaluateOptions, convention: str) -> dict[str, Any]:
+def _provenance(predictions: Path, records: Path, joined: Joined, options: EvaluateOptions, convention: str) -> dict[str, Any]:
     # The folder of the text model is a place on this machine; its name is enough.
     chosen = asdict(options) | {"match_model": None if options.match_model is None else Path(options.match_model).name}
     return {
@@ -188,7 +193,8 @@ def _provenance(predictions: Path, records: Path, rows: Sequence[Prediction], op
         "predictions_sha256": _sha256(predictions),
         "records": records.name,
         "records_sha256": _sha256(records),
-        "score_source": next((row.score_source for row in rows if row.objects), None),
+        "records_match": joined.basis,
+        "score_source": next((row.score_source for row in joined.rows if row.objects), None),
         "convention": convention,
         "options": chosen,
         "versions": {

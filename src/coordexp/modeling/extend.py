@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from coordexp.errors import ConfigError, VocabError
+from coordexp.data.staging import staged_folder
+from coordexp.errors import VocabError
 from coordexp.modeling.load import check_model_folder, load_tokenizer
 from coordexp.modeling.shards import Entry, Shards, with_entries
 from coordexp.modeling.streamed import Streamed, open_model, save_streamed
@@ -39,35 +39,26 @@ class ExtendSummary:
 
 
 def extend_model(source: Path, out: Path, options: VocabOptions, *, overwrite: bool = False) -> ExtendSummary:
-    """Read a model folder, extend it, write it to ``out`` (which must not exist unless ``overwrite``); an adapter is merged as well.
+    """Read a model folder, extend it, write it to ``out`` (not there yet, or with ``overwrite`` a model written so); an adapter is
+    merged as well.
 
     Every tensor stays in its file and its type, and only the tables change: memory is that of a table, whatever the size of the
     model.
 
     Raises:
-        ConfigError: ``source`` is no model folder, or ``out`` exists.
+        ConfigError: ``source`` is no model folder, or ``out`` is in use.
         VocabError: see :func:`plan_growth`.
     """
     check_model_folder(source)
-    if out.exists() and not overwrite:
-        raise ConfigError(f"{out} exists: choose another folder or pass --overwrite")
-    tokenizer = load_tokenizer(source)
-    adapter, base = (source, base_folder(source)) if is_adapter(source) else (None, source)
-    model, known = open_model(base, adapter, text_only=True), len(tokenizer)
-    vocab, growth = plan_growth(tokenizer, model.rows, options)
-    shards, tied = model.merged()
-    if growth is not None:
-        shards = _grow(model, shards, growth, tied=tied)
-    staging = out.with_name(out.name + ".tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
+    with staged_folder(out, kind="model", overwrite=overwrite) as staging:
+        tokenizer = load_tokenizer(source)
+        adapter, base = (source, base_folder(source)) if is_adapter(source) else (None, source)
+        model, known = open_model(base, adapter, text_only=True), len(tokenizer)
+        vocab, growth = plan_growth(tokenizer, model.rows, options)
+        shards, tied = model.merged()
+        if growth is not None:
+            shards = _grow(model, shards, growth, tied=tied)
         save_streamed(model, shards, staging, tied=tied, tokenizer=tokenizer, processor_from=source, text_only=True)
-        if out.exists():
-            shutil.rmtree(out)
-        staging.rename(out)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
     rows = model.rows if growth is None else growth.rows
     return ExtendSummary(out, vocab.start, vocab.num_bins, model.rows, rows, tied, options.init, len(tokenizer) > known)
 

@@ -6,7 +6,6 @@ It has the layout of a real checkpoint's folder and goes through the same comman
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from coordexp.errors import ConfigError
+from coordexp.data.staging import staged_folder
 from coordexp.grammar import Instance, render
 from coordexp.modeling.load import save_model_folder, write_json
 from coordexp.modeling.options import TinyOptions
@@ -155,30 +154,23 @@ def write_tiny_model(out: Path, options: TinyOptions, *, overwrite: bool = False
     """Write the folder (staged, then renamed) and return it. The weights depend on ``options.seed`` only.
 
     Raises:
-        ConfigError: ``out`` exists and ``overwrite`` is off.
+        ConfigError: ``out`` is in use, or with ``overwrite`` no model that was written so.
     """
-    from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
+    with staged_folder(out, kind="model", overwrite=overwrite) as staging:
+        from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
 
-    if out.exists() and not overwrite:
-        raise ConfigError(f"{out} exists: choose another folder or pass --overwrite")
-    tokenizer = train_tokenizer(options.bpe_size)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        model = Qwen3VLForConditionalGeneration(tiny_config(options, tokenizer))
-    grid = math.isqrt(model.config.vision_config.num_position_embeddings)
-    with torch.no_grad():
-        model.model.visual.pos_embed.weight.copy_(sinusoidal_grid(grid, options.vision_hidden_size))
-    text_config = model.config.get_text_config()
-    text_config.eos_token_id, text_config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False)
-    staging = out.with_name(out.name + ".tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    _write_processor_files(staging, options)
-    save_model_folder(model, tokenizer, staging, processor_from=staging)
-    if out.exists():
-        shutil.rmtree(out)
-    staging.rename(out)
+        tokenizer = train_tokenizer(options.bpe_size)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed)
+            model = Qwen3VLForConditionalGeneration(tiny_config(options, tokenizer))
+        grid = math.isqrt(model.config.vision_config.num_position_embeddings)
+        with torch.no_grad():
+            model.model.visual.pos_embed.weight.copy_(sinusoidal_grid(grid, options.vision_hidden_size))
+        ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        model.config.get_text_config().update(ends)
+        model.generation_config = GenerationConfig(**ends, do_sample=False)
+        _write_processor_files(staging, options)
+        save_model_folder(model, tokenizer, staging, processor_from=staging)
     return out
 
 

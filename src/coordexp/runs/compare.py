@@ -18,6 +18,7 @@ import numpy as np
 from coordexp.data.staging import atomic_text
 from coordexp.evaluate.bootstrap import LEVEL, Ratio, point, resampled
 from coordexp.evaluate.buckets import BIN_SIZES
+from coordexp.evaluate.origin import origin_note
 from coordexp.evaluate.paired import image_ratios
 from coordexp.evaluate.predictions import READOUT_NAMES
 from coordexp.evaluate.samples import FILE_READOUT
@@ -158,10 +159,15 @@ def _notes(groups: Sequence[Group]) -> list[str]:
         elif set(group.seeds) != set(groups[0].seeds):
             common = sorted(set(group.seeds) & set(groups[0].seeds))
             notes.append(f"{group.name} is compared with the baseline on the seeds that both have: {', '.join(map(str, common))}")
+    notes += [f"{run.path}: {origin_note('forced')}" for group in groups for run in group.runs if _forced(run)]
     commits = {str((run.manifest.get("git") or {}).get("commit")) for group in groups for run in group.runs}
     if len(commits) > 1:
         notes.append(f"the runs were made by different commits: {', '.join(sorted(commits))}")
     return notes
+
+
+def _forced(run: Run) -> bool:
+    return run.results["provenance"].get("records_match") == "forced"
 
 
 def _measure(group: Group, logs: Sequence[RunLog], resamples: int, seed: int) -> dict[str, Measured]:
@@ -179,7 +185,8 @@ def _measure(group: Group, logs: Sequence[RunLog], resamples: int, seed: int) ->
 
 def _of_run(run: Run, log: RunLog, resamples: int, seed: int) -> dict[str, tuple[float, Any, int]]:
     ratios = image_ratios(
-        run.predictions, run.records, convention=run.results["provenance"]["convention"], renamed=run.results.get("renamed", {})
+        run.predictions, run.records, convention=run.results["provenance"]["convention"], renamed=run.results.get("renamed", {}),
+        force=_forced(run),
     )
     wanted = _wanted(ratios)
     images = next(iter(ratios.values())).numerator.shape[0]

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from coordexp.data.staging import atomic_text
 from coordexp.errors import ConfigError, DataError
@@ -55,11 +55,11 @@ class RunDirectory:
     ) -> RunDirectory:
         """Make the directory with ``config.yaml`` and a manifest of status ``running``.
 
-        ``overwrite`` removes an older run directory first; only one that has a manifest.
+        ``overwrite`` removes an older run directory first; only one with a manifest of ours, and without another run in it.
 
         Raises:
-            ConfigError: the path is a file, or a directory that is not empty (without ``overwrite``), or one
-                that is not empty and has no manifest (always).
+            ConfigError: the path is a file or a link, or a directory that is not empty (without ``overwrite``), or one
+                that is not empty and no run directory (always).
         """
         root = Path(path)
         _make_room(root, overwrite)
@@ -92,9 +92,12 @@ class RunDirectory:
         """The run directory at ``path`` as it stands. ``writes=False``: changes stay in memory (another process writes them).
 
         Raises:
-            DataError: no manifest, or one that cannot be read.
+            DataError: no manifest, or none of ours.
         """
-        return cls(Path(path), read_manifest(Path(path)), writes=writes)
+        content = read_manifest(Path(path))
+        if not is_ours(content):
+            raise DataError(f"{Path(path) / MANIFEST}: expected the manifest of a run of coordexp, got another file of that name")
+        return cls(Path(path), content, writes=writes)
 
     def resume(self, command: list[str]) -> None:
         """Set the status back to ``running``; the time, the command and where the run stood go to ``resumed``."""
@@ -176,6 +179,12 @@ def _as_typed(command: list[str]) -> list[str]:
     return [Path(word).name if i == 0 else word for i, word in enumerate(command)]
 
 
+def is_ours(content: dict[str, Any]) -> bool:
+    """Whether this is the content of a manifest that :meth:`RunDirectory.create` writes; other programs use the file name too."""
+    kinds = {"schema": int, "status": str, "config_sha256": str, "command": list, "versions": dict, "stages": dict}
+    return all(isinstance(content.get(key), kind) for key, kind in kinds.items()) and content["status"] in get_args(Status)
+
+
 def _make_room(root: Path, overwrite: bool) -> None:
     if root.exists() and not root.is_dir():
         raise ConfigError(f"{root}: expected a directory for the run, found a file: choose another output_dir")
@@ -183,15 +192,20 @@ def _make_room(root: Path, overwrite: bool) -> None:
         return
     if not (root / MANIFEST).is_file():
         raise ConfigError(f"{root}: not empty and has no {MANIFEST}, so it is no run directory: choose another output_dir")
-    if overwrite:
-        shutil.rmtree(root)
-        return
     try:
         found = read_manifest(root)
-        state = f"a run with status {found.get('status')!r}" + (f" in stage {found['stage']!r}" if found.get("stage") else "")
-    except DataError:
-        state = "a run whose manifest cannot be read"
-    raise ConfigError(f"{root}: already holds {state}: choose another output_dir, continue it with --resume, or pass --overwrite")
+    except DataError as error:
+        raise ConfigError(f"{error}: it is left as it is, remove it yourself or choose another output_dir") from error
+    if not is_ours(found):
+        raise ConfigError(f"{root}: its {MANIFEST} is not that of a run, so it is left as it is: choose another output_dir")
+    if not overwrite:
+        state = f"a run with status {found['status']!r}" + (f" in stage {found['stage']!r}" if found.get("stage") else "")
+        raise ConfigError(f"{root}: already holds {state}: choose another output_dir, continue it with --resume, or pass --overwrite")
+    within = sorted(child.name for child in root.iterdir() if (child / MANIFEST).is_file())
+    if root.is_symlink() or within:
+        what = "is a link" if root.is_symlink() else f"holds another run, {within[0]}"
+        raise ConfigError(f"{root}: {what}, and is not removed: choose another output_dir, or remove it yourself")
+    shutil.rmtree(root)
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:

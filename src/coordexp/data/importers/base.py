@@ -20,7 +20,7 @@ from coordexp.boxes import bounding_box
 from coordexp.data.images import image_size
 from coordexp.data.records import write_records
 from coordexp.data.rows import IMPORT_FILE, geometry_problem, size_problem
-from coordexp.data.staging import atomic_text, staged_folder
+from coordexp.data.staging import atomic_text, read_json, staged_folder
 from coordexp.errors import ConfigError, DataError
 from coordexp.grammar import Geometry
 
@@ -223,7 +223,7 @@ def write_import(
     splits = _wanted(job, splits)
     writer = _Writer(job, sum(split.count for split in splits), progress)
     counts: dict[str, int] = {}
-    with staged_folder(Path(out), overwrite=overwrite) as folder:
+    with staged_folder(Path(out), kind="data set", overwrite=overwrite, known=_imported) as folder:
         (folder / "images").mkdir()
         for split in splits:
             write_records(folder / f"{split.name}.jsonl", writer.rows(split, folder / "images"))
@@ -239,6 +239,14 @@ def write_import(
             summary = {"format": format_name, "source": str(job.source.resolve()), "image_roots": roots, **vars(report)}
             json.dump(summary, file, indent=1, ensure_ascii=False)
     return report
+
+
+def _imported(folder: Path) -> bool:
+    """Whether an import of before there were marks wrote this, and nothing was added."""
+    summary = read_json(folder / IMPORT_FILE)
+    names = [entry.name for entry in folder.iterdir()]
+    ours = isinstance(summary, dict) and {"format", "source", "image_roots", "splits"} <= summary.keys()
+    return ours and all(name in ("images", IMPORT_FILE) or name.removesuffix(".jsonl") in summary["splits"] for name in names)
 
 
 def _wanted(job: Job, splits: Sequence[Split]) -> list[Split]:
