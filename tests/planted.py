@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,11 @@ FLOOR = 2.112  # entropy of the Gaussian target of sigma 2
 
 @dataclass(frozen=True)
 class Shape:
-    """Of one run. ``every``: steps between rows; ``evals``: evaluations; ``epochs`` over all; ``memory``: of the noise (AR 1)."""
+    """Of one run. ``every``: steps between rows; ``evals``: evaluations; ``epochs`` over all; ``memory``: of the noise (AR 1).
+
+    ``restarts`` of the schedule; ``tiny``: the loss falls to a hundred-thousandth; ``foreign``: only what any trainer logs;
+    ``memorises``: each epoch costs an eighth less in training and nothing less in evaluation.
+    """
 
     rows: int = 80
     every: int = 10
@@ -45,6 +49,36 @@ class Shape:
     coordinates: bool = True
     text_weight: float = 1.0
     schedule: str = "cosine"
+    accuracy: bool = True
+    fp16: bool = False
+    restarts: int = 0
+    tiny: bool = False
+    foreign: bool = False
+    memorises: bool = False
+
+
+TWINS: dict[str, dict[str, Any]] = {
+    "six epochs, no token_acc": {"epochs": 6.0, "memorises": True, "accuracy": False, "coordinates": False},
+    "six epochs, token_acc": {"epochs": 6.0, "memorises": True, "coordinates": False},
+    "fp16": {"fp16": True},
+    "warm restarts": {"restarts": 3, "schedule": "cosine"},
+    "tiny losses": {"tiny": True, "coordinates": False},
+    "foreign keys only": {"foreign": True, "accuracy": False, "coordinates": False, "text_weight": 1.0},
+    "any": {},
+}
+_FOREIGN = {"step", "epoch", "loss", "grad_norm", "learning_rate", "eval_loss"}
+
+
+def twin(kind: str, seed: int) -> tuple[list[Row], dict[str, Any]]:
+    """A sound run of a kind, and the arguments of its trainer."""
+    rng = np.random.default_rng([seed, list(TWINS).index(kind)])
+    shape = replace(random_shape(rng), **TWINS[kind])
+    if shape.memorises:
+        shape = replace(shape, evals=int(rng.choice([6, 12, 24])), rows=int(rng.integers(60, 250)))
+    arguments: dict[str, Any] = {"gradient_accumulation_steps": shape.grad_steps, "world_size": int(rng.choice([1, 2, 4, 8]))}
+    if shape.fp16 and rng.random() < 0.5:
+        arguments["fp16"] = True
+    return healthy(shape, seed), arguments
 
 
 def random_shape(rng: np.random.Generator) -> Shape:
@@ -63,7 +97,7 @@ def random_shape(rng: np.random.Generator) -> Shape:
         dropout=float(rng.choice([1.0, rng.uniform(1, 1.4)])),
         gap=float(rng.uniform(-0.1, 1.0)),
         speed=float(rng.uniform(1, 25)),
-        start=float(rng.uniform(1, 12)),
+        start=float(rng.uniform(1, 8)),
         rest=float(rng.uniform(0.02, 0.6)),
         coordinates=bool(rng.random() < 0.6),
         text_weight=float(rng.choice([0.5, 1, 2])),
@@ -85,16 +119,23 @@ def healthy(shape: Shape, seed: int = 0) -> list[Row]:
     level = (1.3 - 0.6 * np.exp(-shape.speed * x)) * (0.5 + 0.5 * np.sqrt(shape.grad_steps / accumulation))
     train |= {
         "grad_norm": level * np.exp(_noise(shape, 2 * shape.noise, len(x), rng)),
-        "learning_rate": _rate(shape, x),
+        "learning_rate": _rate(shape, x) if not shape.restarts else _rate(shape, _since_restart(shape, x)),
         "accum/grad_steps": accumulation,
         "accum/current_grad_steps": accumulation,
     }
+    if shape.fp16:
+        # The loss scale begins too high: the first steps overflow and are skipped.
+        train["grad_norm"][: int(rng.integers(1, max(2, min(16 // shape.every + 2, shape.rows // 4))))] = float("inf")
     at = {round(total * (i + 1) / shape.evals) for i in range(shape.evals)}
     evals = np.array(sorted({max(shape.every, step // shape.every * shape.every) for step in at}), dtype=int)
     out = _rows({"step": steps, "epoch": shape.epochs * x, **train})
     if len(evals):
         y = evals / total
         out += _rows({"step": evals, "epoch": shape.epochs * y, **_measures(shape, y, shape.gap, shape.noise / 8, rng, "eval_")})
+    if shape.foreign:
+        out = [{key: value for key, value in row.items() if key in _FOREIGN} for row in out]
+    if not shape.accuracy:
+        out = [{key: value for key, value in row.items() if not key.endswith("token_acc")} for row in out]
     return sorted(out, key=lambda row: row["step"])
 
 
@@ -112,6 +153,11 @@ def _noise(shape: Shape, scale: float, count: int, rng: np.random.Generator) -> 
     return scale * white
 
 
+def _since_restart(shape: Shape, x: Array) -> Array:
+    """Share of its cycle, over 0 and up to 1."""
+    return 1 - np.mod(-x * (shape.restarts + 1), 1)
+
+
 def _rate(shape: Shape, x: Array) -> Array:
     y = np.clip((x - shape.warmup) / (1 - shape.warmup), 0, 1)
     after = {"cosine": 0.5 * (1 + np.cos(np.pi * y)), "linear": 1 - y, "constant": np.ones_like(y)}[shape.schedule]
@@ -121,7 +167,16 @@ def _rate(shape: Shape, x: Array) -> Array:
 def _measures(shape: Shape, x: Array, gap: float, noise: float, rng: np.random.Generator, prefix: str) -> dict[str, Array]:
     wide = shape.warmup + 1e-9
     effective = np.where(x > wide, x - shape.warmup / 2, x * x / (2 * wide))
-    fall = (1 - shape.rest) * np.exp(-shape.speed * effective) + shape.rest
+    rest = 1e-5 if shape.tiny else shape.rest
+    fall = (1 - rest) * np.exp(-shape.speed * effective * (2 if shape.tiny else 1)) + rest
+    if shape.restarts:
+        # Each restart lifts the loss, and it comes down again.
+        since = _since_restart(shape, x)
+        fall = fall * (1 + 0.25 * np.exp(-12 * since) * (x > 1 / (shape.restarts + 1)))
+    if shape.memorises:
+        # Every epoch what is seen again costs less; what is held out does not get better.
+        epoch = np.floor(shape.epochs * x - 1e-9)
+        fall = fall * np.where(epoch > 0, 0.88**epoch, 1.0) if not prefix else fall * (1 + 0.04 * np.maximum(0, shape.epochs * x - 2))
 
     def noisy(value: Array | float, scale: float = 1.0) -> Array:
         return value * np.exp(_noise(shape, scale * noise, len(x), rng))

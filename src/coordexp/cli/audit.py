@@ -68,5 +68,5 @@ def _print(result: Audit) -> None:
                 console.print(f"    [dim]how sure: {escape(item.sure)}[/dim]")
         console.print(f"  change: {escape(j.rule.advice)}")
         console.print(f"  [dim]{j.rule.anchor}[/dim]")
-    passed, unused = len(result.of("passed")), len(result.of("not_applicable"))
-    console.print(f"\n{len(findings)} finding{'s' * (len(findings) != 1)}, {passed} rules passed, {unused} not applicable")
+    console.print(f"\n{len(findings)} finding{'s' * (len(findings) != 1)}, {len(result.of('passed'))} rules passed")
+    console.print(escape(result.missing()))

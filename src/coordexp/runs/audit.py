@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,11 @@ from coordexp.errors import DataError
 from coordexp.runs.logs import find_log, read_log
 from coordexp.runs.manifest import MANIFEST, read_json_object, read_manifest
 from coordexp.runs.pages import render_page
-from coordexp.runs.rules.base import Rule, Subject, Value, Verdict
+from coordexp.runs.rules.base import DOCS, Rule, Subject, Value, Verdict
 from coordexp.runs.rules.registry import RULES
 
 AUDIT: Final = "audit.json"
+_SHOWN_KEYS: Final = 8
 _RANK: Final = {"severe": 0, "warning": 1, "info": 2}
 
 
@@ -49,18 +51,28 @@ class Judged:
 
 @dataclass(frozen=True)
 class Audit:
-    """``source`` is the kind of log; ``rows`` counts training and evaluation rows; ``notes`` are the reader's."""
+    """``source`` is the kind of log; ``rows`` counts training and evaluation rows; ``notes`` are the reader's, ``keys`` the log's."""
 
     name: str
     source: str
     rows: tuple[int, int]
     notes: tuple[str, ...]
     judged: tuple[Judged, ...]
+    keys: frozenset[str] = frozenset()
 
     def of(self, outcome: str) -> list[Judged]:
         """The rules with an outcome, findings with the worst first."""
         found = [j for j in self.judged if j.verdict.outcome == outcome]
         return sorted(found, key=lambda j: _RANK[j.severity]) if outcome == "finding" else found
+
+    def missing(self) -> str:
+        """One line: how many rules could not apply, and which keys of theirs the log lacks, the most wanted first."""
+        unused = self.of("not_applicable")
+        wanted = Counter(key for j in unused for key in j.rule.keys if key not in self.keys)
+        names = [key for key, _ in wanted.most_common(_SHOWN_KEYS)]
+        more = f" and {len(wanted) - len(names)} more" if len(wanted) > len(names) else ""
+        advice = f"; to let them judge, log {', '.join(names)}{more}" if names else ""
+        return f"{len(unused)} of {len(self.judged)} rules could not apply{advice}: {DOCS}"
 
     @property
     def severe(self) -> bool:
@@ -86,7 +98,8 @@ def audit(path: Path, rules: Iterable[Rule] = RULES) -> Audit:
     if not subject.train.rows and not subject.eval.rows:
         raise DataError(f"{find_log(path)}: no training or evaluation rows to audit")
     log = subject.log
-    return Audit(path.resolve().name, log.source, (len(log.train), len(log.eval)), log.notes, judge(subject, rules))
+    keys = frozenset([*subject.train.keys, *subject.eval.keys])
+    return Audit(path.resolve().name, log.source, (len(log.train), len(log.eval)), log.notes, judge(subject, rules), keys)
 
 
 def judge(subject: Subject, rules: Iterable[Rule] = RULES) -> tuple[Judged, ...]:

@@ -30,6 +30,11 @@ class Series:
         kept = np.isfinite(self.values)
         return self if kept.all() else Series(self.steps[kept], self.values[kept])
 
+    def without(self, steps: NDArray[np.int64]) -> Series:
+        """The points at other steps than the given ones."""
+        kept = ~np.isin(self.steps, steps)
+        return self if kept.all() else Series(self.steps[kept], self.values[kept])
+
     def at(self, steps: NDArray[np.int64]) -> Series:
         """The points at the given steps (of several at one step, all)."""
         if self.steps is steps or np.array_equal(self.steps, steps):

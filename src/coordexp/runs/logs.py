@@ -35,6 +35,7 @@ class RunLog:
     An evaluation row is one with a key that starts with ``eval_``; every row has its step as the integer
     ``step``. ``header`` is None when the log has none. ``summary`` is what the trainer logged once at the end,
     ``settings`` what the log says about the run itself (``max_steps``, ``gradient_accumulation_steps`` ...).
+    ``duplicates`` rows were written twice and count once.
     """
 
     header: dict[str, Any] | None
@@ -44,6 +45,7 @@ class RunLog:
     source: Source = "jsonl"
     summary: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    duplicates: int = 0
 
 
 def read_log(path: Path) -> RunLog:
@@ -180,7 +182,8 @@ class RowCollector:
             self.notes.append(f"{self.name}: {self._duplicates} duplicated row{'s' * (self._duplicates > 1)} counted once")
         if not any(self.rows.values()):
             self.notes.append(f"{self.name}: no training or evaluation rows")
-        return RunLog(self.header, self.rows[False], self.rows[True], tuple(self.notes), source, self.summary, self.settings)
+        rows = self.rows[False], self.rows[True]
+        return RunLog(self.header, *rows, tuple(self.notes), source, self.summary, self.settings, self._duplicates)
 
 
 def _agree(old: dict[str, Any], new: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -166,9 +167,24 @@ class Rule:
     check: Check
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """The log keys among what it reads, braces written out; files, options and patterns left out."""
+        named = re.findall(r"`([^`]+)`", self.reads)
+        return tuple(key for text in named for key in _written_out(text) if _LOG_KEY.fullmatch(key))
+
+    @property
     def anchor(self) -> str:
         """Where the rule is explained."""
         return f"{DOCS}#{self.code.lower()}"
+
+
+_LOG_KEY: Final = re.compile(r"[\w/]+/\w+|(eval_)?(loss|token_acc)|grad_norm|learning_rate|epoch")
+
+
+def _written_out(text: str) -> list[str]:
+    """``a/{b,c}`` as ``a/b`` and ``a/c``."""
+    found = re.fullmatch(r"([^{}]*)\{([^{}]*)\}([^{}]*)", text)
+    return [text] if found is None else [found[1] + middle + found[3] for middle in found[2].split(",")]
 
 
 def rule(code: str, title: str, severity: Severity, *, reads: str, test: str, advice: str) -> Callable[[Check], Rule]:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from coordexp.runs.columns import Columns
-from coordexp.runs.rules.base import Evidence, Subject, Verdict, finding, not_applicable, passed, rule
+from coordexp.runs.rules.base import Evidence, Severity, Subject, Verdict, finding, not_applicable, passed, rule
 from coordexp.runs.rules.statistics import MIN_EVALUATIONS, Ratio, train_over_eval
 
 _RATIO_READS = "`loss`, `eval_loss` (three evaluations or more)"
@@ -34,6 +34,13 @@ def _overfits(subject: Subject, ratio: Ratio) -> bool:
     return ratio.median < 0 and gap is not None and gap > 0.1
 
 
+def _severity(subject: Subject, ratio: Ratio) -> Severity | None:
+    """Of a wrong scale: a warning where a gap of the model explains it as well, i.e. a training loss below the evaluation loss without
+    equal accuracies beside it; else the rule's own."""
+    gap = _accuracy_gap(subject)
+    return None if ratio.median > 0 or (gap is not None and gap < 0.03) else "warning"
+
+
 def _scale_evidence(ratio: Ratio, cause: str) -> Evidence:
     share = float(np.mean(np.abs(ratio.logs - ratio.median) < 0.35))
     return Evidence(
@@ -54,10 +61,14 @@ def _known_factor(subject: Subject, factor: float | None, cause: str, unknown: s
     if factor in (1.0,):
         return not_applicable(f"the factor would be 1 (measured ratio {ratio.factor:.3g})")
     if ratio.matches(factor) and not _overfits(subject, ratio):
-        return finding(_scale_evidence(ratio, cause))
+        return finding(_scale_evidence(ratio, cause), severity=_severity(subject, ratio))
     return passed(f"ratio train/eval {ratio.factor:.3g}, not {factor:.3g}", ratio=ratio.factor)
 
 
+_CAUTION = (
+    "A training loss below the evaluation loss is only severe where the token accuracies are logged and equal (within .03): otherwise "
+    "over-fitting looks the same, and it is a warning; with a gap over .1 it is none."
+)
 _NO_STEPS = "nothing says how many micro-batches are accumulated (accum/grad_steps, config.yaml or args.json)"
 
 
@@ -67,7 +78,7 @@ _NO_STEPS = "nothing says how many micro-batches are accumulated (accum/grad_ste
     "severe",
     reads=f"{_RATIO_READS}; accumulation steps from `accum/grad_steps`, `config.yaml` or `args.json`",
     test="The windowed ratio of training to evaluation loss is the number of accumulation steps, within 15 to 22 % in the median, "
-    "from the first evaluations on and at 70 % of them.",
+    "from the first evaluations on and at 70 % of them. " + _CAUTION,
     advice="Divide by the counts of the whole accumulation window once: return sum/N with loss_is_scaled_for_ga=True (or a loss that "
     "uses num_items_in_batch). The gradient carries the same factor: after the fix raise max_grad_norm or the learning rate knowingly.",
 )
@@ -83,7 +94,7 @@ def cx001(subject: Subject) -> Verdict:
     "Training loss is divided by the accumulation steps once too often",
     "severe",
     reads=f"{_RATIO_READS}; accumulation steps as for CX001",
-    test="As CX001, for one over the number of accumulation steps.",
+    test="As CX001, for one over the number of accumulation steps, with its caution.",
     advice="The window's loss is divided twice: by the loss function and by the trainer. Let only one of them divide.",
 )
 def cx002(subject: Subject) -> Verdict:
@@ -98,7 +109,7 @@ def cx002(subject: Subject) -> Verdict:
     "Training and evaluation loss differ by the number of ranks",
     "severe",
     reads=f"{_RATIO_READS}; number of ranks from `args.json`, the log's header or the manifest",
-    test="As CX001, for the number of ranks, one over it, and either of them times or over the accumulation steps.",
+    test="As CX001, with its caution, for the number of ranks, one over it, and either of them times or over the accumulation steps.",
     advice="Gradients are averaged over ranks: a loss divided by the count of all ranks is multiplied by their number for the backward "
     "pass, and neither factor belongs into the logged value. Reduce sums and counts, then divide once.",
 )
@@ -116,7 +127,8 @@ def cx003(subject: Subject) -> Verdict:
         candidates -= {float(steps), 1.0 / steps}
     for factor in sorted(candidates):
         if ratio.matches(factor) and not _overfits(subject, ratio):
-            return finding(_scale_evidence(ratio, f"close to {factor:.4g}, with {ranks} ranks and {steps} accumulation steps"))
+            cause = f"close to {factor:.4g}, with {ranks} ranks and {steps} accumulation steps"
+            return finding(_scale_evidence(ratio, cause), severity=_severity(subject, ratio))
     return passed(f"ratio train/eval {ratio.factor:.3g}, none of the factors of {ranks} ranks", ratio=ratio.factor)
 
 
@@ -126,8 +138,7 @@ def cx003(subject: Subject) -> Verdict:
     "severe",
     reads=f"{_RATIO_READS}, `token_acc`, `eval_token_acc` where logged",
     test="The ratio is constant (spread under 15 %, the first evaluations within 25 % of the rest), not explained by CX001 to CX003, and "
-    "beyond 3 or below 1/3 (severe) or beyond 1.5 (warning). A training loss below the evaluation loss is only severe if the accuracies "
-    "do not explain it, and a warning where none is logged.",
+    "beyond 3 or below 1/3 (severe) or beyond 1.5 (warning). " + _CAUTION,
     advice="Find who divides the loss in training and in evaluation. State the accumulation steps and ranks beside the log "
     "(args.json, accum/grad_steps) and audit again. Dropout and augmentation explain factors up to about 1.5.",
 )
@@ -142,10 +153,8 @@ def cx004(subject: Subject) -> Verdict:
     constant = ratio.spread < 0.15 and abs(ratio.early - ratio.median) < 0.25
     if not constant or size < math.log(1.5) or _overfits(subject, ratio):
         return passed(f"ratio train/eval {ratio.factor:.3g}{'' if constant else ', not constant'}", ratio=ratio.factor)
-    certain = size > math.log(3) and (ratio.median > 0 or _accuracy_gap(subject) is not None)
-    return finding(
-        _scale_evidence(ratio, "a constant factor that nothing beside the log explains"), severity=None if certain else "warning"
-    )
+    severity = _severity(subject, ratio) if size > math.log(3) else "warning"
+    return finding(_scale_evidence(ratio, "a constant factor that nothing beside the log explains"), severity=severity)
 
 
 def _share_of_coordinates(columns: Columns) -> float | None:

@@ -39,26 +39,50 @@ def _bad_points(columns: Columns, key: str) -> Series:
     return Series(found.steps[bad], found.values[bad])
 
 
+_SCALING_ROWS: Final = 20
+
+
+def _loss_scaling(subject: Subject) -> NDArray[np.int64]:
+    """Steps whose gradient overflowed because fp16's loss scale was too high; such steps are skipped, and the loss itself is finite.
+
+    The scale begins at 2^16 and is halved at each overflow; later it is doubled every 2,000 steps, which may overflow once.
+    """
+    none = np.empty(0, np.int64)
+    norm, loss = subject.train.raw("grad_norm"), subject.train.raw("loss")
+    flags = {name: subject.arguments.get(name, subject.section("train").get(name)) for name in ("fp16", "bf16")}
+    if norm is None or loss is None or flags["bf16"] is True or flags["fp16"] is False:
+        return none
+    bad = ~np.isfinite(norm.values) & np.isin(norm.steps, loss.finite().steps)
+    lead = int(np.argmin(bad)) if not bad.all() else 0
+    chosen = np.arange(len(bad)) < (lead if lead <= _SCALING_ROWS else 0)
+    alone = bad & ~np.roll(bad, 1) & ~np.roll(bad, -1)
+    if flags["fp16"] is True and alone.sum() <= 0.02 * len(bad):
+        chosen |= alone
+    return norm.steps[bad & chosen]
+
+
 @rule(
     "CX010",
     "Values that are not finite",
     "severe",
     reads="every numeric key",
-    test="A NaN or infinity in a loss, a contribution, the gradient norm, the learning rate or a coordinate metric; an "
-    "infinity anywhere. A "
-    "mean over no positions (count 0) is no fault. Only a warning: NaN in some rows of another metric, or a training loss of exactly 0 "
-    "in three rows or more (filtered NaN, or nothing supervised).",
+    test="A NaN or infinity in a loss, a contribution, the gradient norm, the learning rate or a coordinate metric; an infinity anywhere. "
+    "A mean over no positions (count 0) is no fault, nor is a gradient norm that overflows while fp16 training looks for its loss scale: "
+    "at most 20 rows from the first on, or, where the arguments say fp16, single rows under 2 %, each with a finite loss. Only a warning: "
+    "NaN in some rows of another metric, or a training loss of exactly 0 in three rows or more (filtered NaN, or nothing supervised).",
     advice="Stop at the first one: look at that step's samples, at masks without a supervised token, at 16-bit overflow. Set "
     "logging_nan_inf_filter=False, or the log hides the next one.",
 )
 def cx010(subject: Subject) -> Verdict:
     severe: list[Evidence] = []
     mild: list[Evidence] = []
-    looked = 0
+    looked, scaling = 0, _loss_scaling(subject)
     for columns in (subject.train, subject.eval):
         for key in columns.keys:
             looked += 1
             bad = _bad_points(columns, key)
+            if key == "grad_norm" and columns is subject.train:
+                bad = bad.without(scaling)
             if not len(bad):
                 continue
             total = columns.raw(key)
@@ -83,7 +107,8 @@ def cx010(subject: Subject) -> Verdict:
         return finding(*sorted(severe, key=lambda e: e.values["first_step"])[:20], *mild[:_SHOWN])  # type: ignore[arg-type,return-value]
     if mild:
         return finding(*mild[:20], severity="warning")
-    return passed(f"{looked} keys, all finite") if looked else not_applicable("the log has no numbers")
+    said = f"; grad_norm overflows in {len(scaling)} rows while the fp16 loss scale adjusts" if len(scaling) else ""
+    return passed(f"{looked} keys, all finite{said}") if looked else not_applicable("the log has no numbers")
 
 
 def _partial(subject: Subject) -> NDArray[np.int64]:
@@ -102,8 +127,9 @@ _SPIKE_WINDOW: Final = 21
     "Loss spikes",
     "warning",
     reads="`loss` (30 rows or more)",
-    test="A loss over 1.5 times the median of the 21 rows before it and more than 8 robust standard deviations above (at least 3 % each). "
-    "Rows of partial accumulation windows are left to CX013.",
+    test="A loss over 1.5 times the median of the 21 rows before it and more than 8 robust standard deviations above, of the values (at "
+    "least 3 % each) and of their logarithms, and by more than 5 % of the loss's own scale: its median over the first 21 rows, or over all "
+    "where that is more. Rows of partial accumulation windows are left to CX013.",
     advice="Look at the samples of that step and at the gradient norm just before. Clip gradients, lengthen the warm-up, or lower the "
     "learning rate; a spike that repeats every epoch is a bad sample.",
 )
@@ -117,7 +143,11 @@ def cx011(subject: Subject) -> Verdict:
     middle = np.median(before, axis=1)
     scale = np.maximum(1.4826 * np.median(np.abs(before - middle[:, None]), axis=1), 0.03 * np.abs(middle))
     now = values[_SPIKE_WINDOW:]
-    found = np.flatnonzero((middle > 0) & (now > middle + 8 * scale) & (now > 1.5 * middle))
+    logs = np.log(np.maximum(before, np.finfo(float).tiny))
+    ratio_scale = 1.4826 * np.median(np.abs(logs - np.median(logs, axis=1)[:, None]), axis=1)
+    own = max(float(np.median(values[:_SPIKE_WINDOW])), float(np.median(values)))
+    unusual = (now > middle + 8 * scale) & (np.log(np.maximum(now, np.finfo(float).tiny) / np.maximum(middle, 1e-300)) > 8 * ratio_scale)
+    found = np.flatnonzero((middle > 0) & unusual & (now > 1.5 * middle) & (now - middle > 0.05 * own))
     if not len(found):
         return passed(f"{len(now)} rows, none beyond 8 robust standard deviations of those before it")
     begins = found[np.concatenate(([True], np.diff(found) > 1))]
