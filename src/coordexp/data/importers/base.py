@@ -7,7 +7,7 @@ line in :mod:`coordexp.data.importers.formats`. What is shared, images found, na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -124,6 +124,16 @@ class RawSplit:
     roots: tuple[Path, ...]
     stray: Sequence[Unusable] = ()
     unlabelled: Callable[[], str] = lambda: "nothing to learn from"
+
+
+@dataclass(frozen=True)
+class Again:
+    """Images that can be gone through several times: ``make`` begins anew each time."""
+
+    make: Callable[[], Iterator[RawImage | Unusable]]
+
+    def __iter__(self) -> Iterator[RawImage | Unusable]:
+        return self.make()
 
 
 @dataclass

@@ -41,21 +41,52 @@ def chat_splits(job: Job, objects: Objects, *, stored: bool = False) -> list[Raw
     return [_split(name, path, objects, tuple({path.parent: 0, root: 0}), stored=stored) for name, path in files.items() if name in kept]
 
 
-def split_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """The files of a folder by the split that they, or the folder they are in, name; the first suffix counts first."""
+def split_files(folder: Path, suffixes: tuple[str, ...], test: Callable[[Path], bool] | None = None) -> dict[str, Path]:
+    """The files of a folder (those that pass ``test``) by the split that they, or the folder they are in, name; the first suffix counts
+    first. Where none names one, the only file there."""
     found: dict[str, Path] = {}
+    every: list[Path] = []
     for suffix in suffixes:
         for path in sorted([*folder.glob(f"*{suffix}"), *folder.glob(f"*/*{suffix}")]):
+            if test is not None and not test(path):
+                continue
+            every.append(path)
             word = _SPLIT_WORD.search(path.stem)
             name = folder_split(path.relative_to(folder).parts[:-1]) or (split_name(word[1]) if word else None)
             if name is not None:
                 found.setdefault(name, path)
-    if not found:
-        every = [path for suffix in suffixes for path in sorted(folder.glob(f"*{suffix}"))]
-        found = {path.stem: path for path in every} if len(every) == 1 else {}
-    return dict(
-        sorted(found.items(), key=lambda item: ("train", "val", "test").index(item[0]) if item[0] in ("train", "val", "test") else 9)
-    )
+    if not found and len(every) == 1:
+        found = {every[0].stem: every[0]}
+    usual = ("train", "val", "test")
+    return dict(sorted(found.items(), key=lambda item: usual.index(item[0]) if item[0] in usual else len(usual)))
+
+
+def json_splits(job: Job, what: str, test: Callable[[Path], bool], suffixes: tuple[str, ...] = (".json",)) -> dict[str, Path]:
+    """The files of a source that holds one file a split.
+
+    Raises:
+        DataError: none there.
+        ConfigError: several names for one file, or a split that is not there.
+    """
+    source = job.source
+    if source.is_file():
+        word = _SPLIT_WORD.search(source.stem)
+        return {job.file_split(split_name(word[1]) if word else source.stem): source}
+    if not source.is_dir():
+        raise DataError(f"{source}: expected {what}, got nothing there")
+    files = split_files(source, suffixes, test)
+    if not files:
+        raise DataError(f"{source}: expected {what}, got none there: give the file itself")
+    kept = job.choose(files)
+    return {name: path for name, path in files.items() if name in kept}
+
+
+def roots_beside(job: Job, path: Path, split: str) -> tuple[Path, ...]:
+    """Folders in which the images of a file of annotations usually lie."""
+    folder = path.parent
+    base = folder.parent if folder.name.lower() in ("annotations", "annotation", "labels", "json") else folder
+    inner = [base / "images" / split, base / split, base / "images", base / "data", base]
+    return tuple(dict.fromkeys([folder, *inner, *([job.source] if job.source.is_dir() else [])]))
 
 
 def _split(name: str, path: Path, objects: Objects, roots: tuple[Path, ...], *, stored: bool) -> RawSplit:

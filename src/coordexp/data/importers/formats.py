@@ -32,6 +32,16 @@ FORMATS: Final[dict[str, Format]] = {
     "yolo": Format("YOLO labels with a data set yaml, Darknet's obj.data, or classes.txt"),
     "records": Format("records of this package", importable=False),
     "swift": Format("ms-swift JSONL", ("coords",)),
+    "hf": Format("Hugging Face data sets: parquet, or an image folder with metadata.jsonl", ("layout", "coords")),
+    "refcoco": Format("RefCOCO-like rows with a phrase and a box", ("layout",)),
+    "labelstudio": Format("Label Studio JSON, full or JSON-MIN"),
+    "createml": Format("CreateML JSON"),
+    "datumaro": Format("Datumaro JSON"),
+    "via": Format("VGG Image Annotator JSON"),
+    "labelme": Format("labelme JSON, one file an image"),
+    "paligemma": Format("PaliGemma JSONL with <loc0000> tokens"),
+    "florence2": Format("Florence-2 JSONL with <loc_0> tokens"),
+    "csv": Format("CSV with a box a row, and OpenImages", ("layout", "coords")),
     "qwen": Format("conversations of Qwen-VL, LLaMA-Factory, InternVL and MiniCPM, or rows with bbox_2d", ("coords",)),
 }
 

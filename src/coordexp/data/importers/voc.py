@@ -26,6 +26,7 @@ from coordexp.errors import DataError
 
 _EDGES: Final = ("xmin", "ymin", "xmax", "ymax")
 _FOLDERS: Final = ("JPEGImages", "images", "Images", "img")
+_XMLS: Final = ("annotations", "annotation", "xml", "xmls", "labels")
 _LISTS: Final = ("ImageSets/Main", "ImageSets", "Main")
 _LISTED: Final = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 # Share of boxes with fractions from which a file is no VOC by the letter: VOC 2012 itself has a few.
@@ -153,7 +154,16 @@ class _Images:
         objects = [_object(element, f"{path.name}: object {i}", layout) for i, element in enumerate(root.findall("object"), start=1)]
         # Its own name first, in the folders where its image usually lies: tools copy files and leave the name inside as it was.
         inner = path.relative_to(self.root)
-        near = [(inner.parent.parent / folder / path.stem).as_posix() for folder in _FOLDERS if (path.parent.parent / folder).is_dir()]
+        parts = inner.parts
+        mirrored = [
+            Path(*parts[:i], folder, *parts[i + 1 :]).with_suffix("").as_posix()
+            for i, part in enumerate(parts[:-1])
+            if part.lower() in _XMLS
+            for folder in _FOLDERS
+            if (self.root / Path(*parts[:i], folder)).is_dir()
+        ]
+        beside = [(inner.parent.parent / folder / path.stem).as_posix() for folder in _FOLDERS if (path.parent.parent / folder).is_dir()]
+        near = [*mirrored, *beside]
         names = [_beside(path, inner), *near, path.stem, _text(root, "filename"), _text(root, "path")]
         size = (_text(root, "size/width"), _text(root, "size/height"))
         place = where if where.endswith(".xml") else f"{where}: {path.name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -245,7 +246,8 @@ class _Writer:
         return image_id
 
     def _place(self, raw: RawImage, found: Found, split: str, images: Path) -> str:
-        source: Path | bytes = found.path if raw.content is None else raw.content
+        # Of an image that is no file its hash: two of one name may be two images.
+        source: Path | bytes = found.path if raw.content is None else hashlib.sha256(raw.content).digest()
         name = found.name
         if self._linked.get(name, source) != source:
             # Another image of this name, as in train/1.jpg and val/1.jpg.
@@ -256,10 +258,10 @@ class _Writer:
         if name not in self._linked:
             target = images / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(source, bytes):
-                target.write_bytes(source)
+            if raw.content is not None:
+                target.write_bytes(raw.content)
             else:
-                _link(source, target, copy=self.options.copy)
+                _link(found.path, target, copy=self.options.copy)
             self._linked[name] = source
         if isinstance(source, Path):
             self.roots.add(found.root)
