@@ -10,7 +10,7 @@ from PIL import Image
 
 from command import call
 from coordexp.data.importers.base import ImportOptions
-from coordexp.data.importers.formats import FORMATS, import_data
+from coordexp.data.importers.formats import import_data
 from coordexp.data.records import check_records, read_records
 from coordexp.errors import DataError
 
@@ -261,7 +261,7 @@ def _bad_sources(folder: Path) -> dict[str, tuple[Path, list[str]]]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [name for name, one in FORMATS.items() if one.importable])
+@pytest.mark.parametrize("kind", ["coco", "yolo", "voc", "swift", "qwen"])
 def test_a_bad_source_is_one_line_and_exit_code_2_and_nothing_is_left(tmp_path, kind, monkeypatch, capsys):
     source, flags = _bad_sources(tmp_path / "in")[kind]
     for target in (source, tmp_path / "nothing"):

@@ -73,7 +73,7 @@ class Unusable(DataError):
 
     def __init__(self, reason: str, line: str, *, empty: bool = False) -> None:
         self.reason, self.empty = reason, empty
-        super().__init__(line)
+        super().__init__(one_line(line))
 
 
 @dataclass(slots=True)
@@ -146,7 +146,7 @@ class Job:
 
     def note(self, line: str) -> None:
         """Remember a warning, once."""
-        self.notes[line] = None
+        self.notes[one_line(line)] = None
 
     def wanted(self, name: str) -> bool:
         """Whether a split is to be read."""
@@ -205,6 +205,11 @@ def id_text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return value.strip() if isinstance(value, str) else str(value)
+
+
+def one_line(text: str) -> str:
+    """A text without characters that break a line or that no file can hold: names of images can have them."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def brief(value: Any, length: int = 80) -> str:

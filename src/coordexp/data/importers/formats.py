@@ -62,8 +62,13 @@ def read_source(name: str, job: Job) -> list[RawSplit]:
 
 
 def detect(head: Head) -> str | None:
-    """The format that a file or folder looks like, or None."""
-    return next((name for name in FORMATS if module_of(name).looks(head)), None)
+    """The format that a file or folder looks like, or None; a folder of rows is of its first file's."""
+    from coordexp.data.importers.chat import split_files
+    from coordexp.data.importers.files import head_of
+
+    found = next((name for name in FORMATS if module_of(name).looks(head)), None)
+    inside = [] if found or not head.path.is_dir() else list(split_files(head.path, (".jsonl", ".json")).values())
+    return detect(head_of(inside[0])) if inside else found
 
 
 def import_data(
@@ -101,6 +106,8 @@ def import_data(
         if hasattr(module, "check"):
             module.check(job)
         splits += [(job, split) for split in _explained(format_name, job)]
+    if not splits:
+        raise DataError(f"{job.source}: expected at least one image, got none")
     return write_import(job, splits, Path(out), overwrite=overwrite, add=add, progress=progress, format_name=format_name)
 
 

@@ -70,7 +70,7 @@ def label(value: Any, where: str, default: str | None = None) -> str:
     Raises:
         Unusable: none of them.
     """
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if not isinstance(value, str) and number(value) is not None:
         value = str(int(value)) if float(value).is_integer() else str(value)
     text = value.strip() if isinstance(value, str) else ""
     if not text and (value is None or value == "") and default is not None:

@@ -58,7 +58,7 @@ def _objects(row: dict[str, Any], where: str) -> tuple[list[RawObject | Unusable
 
 
 def _units(kind: Any, where: str) -> str | None:
-    if kind is not None and kind not in _TYPES:
+    if kind is not None and not (isinstance(kind, str) and kind in _TYPES):
         raise Unusable("unknown bbox_type", f"{where}: objects.bbox_type: expected one of {', '.join(_TYPES)}, got {brief(kind)!r}")
     return None if kind is None else _TYPES[kind]
 

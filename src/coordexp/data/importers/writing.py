@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from coordexp.data.images import image_size, orientation
-from coordexp.data.importers.base import ImportOptions, Job, RawImage, RawSplit, Unusable, brief
+from coordexp.data.importers.base import ImportOptions, Job, RawImage, RawSplit, Unusable, brief, one_line
 from coordexp.data.importers.finding import Found, ImageFinder
 from coordexp.data.importers.judging import side
 from coordexp.data.importers.probing import likely_cause
@@ -51,6 +51,9 @@ class _Notes:
     warnings: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+
+    def repair(self, line: str) -> None:
+        self.repaired.append(one_line(line))
 
     def drop(self, line: str) -> None:
         self._stop(line)
@@ -212,6 +215,10 @@ class _Writer:
         objects = self._objects(raw, size)
         name = self._place(raw, found, split, images)
         image_id = self._id(raw, name, ids)
+        try:
+            f"{name}{image_id}{json.dumps(raw.metadata, ensure_ascii=False) if raw.metadata else ''}".encode()
+        except UnicodeEncodeError as error:
+            raise Unusable("name not Unicode", f"{raw.where}: expected names in Unicode, got {name!a}: rename the file") from error
         return {
             "images": [f"images/{name}"], "width": size[0], "height": size[1], "objects": objects, "image_id": image_id,
             "metadata": raw.metadata,
@@ -222,7 +229,7 @@ class _Writer:
         lost = 0
         for item in raw.objects:
             try:
-                objects.append(self.tally.judge(item, size, self.options, self.options.coords, self.notes.repaired.append))
+                objects.append(self.tally.judge(item, size, self.options, self.options.coords, self.notes.repair))
             except Unusable as fault:
                 lost += 1
                 self.notes.drop(str(fault))
@@ -233,7 +240,7 @@ class _Writer:
 
     def _id(self, raw: RawImage, name: str, ids: dict[str, tuple[str, str]]) -> str:
         stem = os.path.splitext(name)[0]
-        image_id = raw.image_id if raw.image_id is not None else f"{stem}-{raw.row}" if raw.row is not None else stem
+        image_id = raw.image_id if raw.image_id and raw.image_id.strip() else f"{stem}-{raw.row}" if raw.row is not None else stem
         if image_id in ids and raw.row is None:
             if ids[image_id][0] == name:
                 raise Unusable("image twice", f"{raw.where}: expected an image once, got {image_id!r} again (first at {ids[image_id][1]})")
@@ -268,7 +275,7 @@ class _Writer:
             first = self._used.setdefault(source, (split, raw.where))
             if first[0] != split:
                 # Evaluating on training images makes every number worthless; it must not pass unnoticed.
-                self.notes.warn(f"{raw.where}: expected an image in one split, {name} is also in {first[0]} ({first[1]})")
+                self.notes.warn(f"{one_line(raw.where)}: expected an image in one split, {name} is also in {first[0]} ({first[1]})")
         return name
 
 
