@@ -63,7 +63,7 @@ def test_every_split_list_is_one_file_and_trainval_only_stands_in_for_its_halves
     seen = []
     assert import_voc(voc, tmp_path / "o2", progress=lambda *p: seen.append(p)).splits == {"train": 1, "val": 1, "test": 2}
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert sorted(os.listdir(tmp_path / "o2")) == ["images", "import.json", "test.jsonl", "train.jsonl", "val.jsonl"]
+    assert sorted(os.listdir(tmp_path / "o2")) == [".coordexp.json", "images", "import.json", "test.jsonl", "train.jsonl", "val.jsonl"]
     assert [r.image.name for r in read_records(tmp_path / "o2" / "test.jsonl").records] == ["c.jpg", "d.png"]
 
 

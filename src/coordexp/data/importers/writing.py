@@ -21,7 +21,7 @@ from coordexp.data.importers.probing import likely_cause
 from coordexp.data.importers.tally import Stop, Tally
 from coordexp.data.records import write_records
 from coordexp.data.rows import IMPORT_FILE, size_problem
-from coordexp.data.staging import atomic_text, staged_folder
+from coordexp.data.staging import atomic_text, read_json, staged_folder
 from coordexp.errors import ConfigError, DataError
 
 Progress = Callable[[int, int], None]
@@ -80,7 +80,7 @@ def write_import(
     writer = _Writer(job.options, sum(split.count for _, split in splits), progress)
     names = list(dict.fromkeys(split.name for _, split in splits))
     counts: dict[str, int] = {}
-    with staged_folder(Path(out), overwrite=overwrite, add=add) as folder:
+    with staged_folder(Path(out), kind="data set", overwrite=overwrite, add=add, known=_imported) as folder:
         (folder / "images").mkdir(exist_ok=True)
         old = _old_imports(folder)
         writer.know(folder / "images")
@@ -105,6 +105,14 @@ def write_import(
             summary = {"image_roots": sorted({*old["image_roots"], *roots}), "imports": [*old["imports"], entry]}
             json.dump(summary, file, indent=1, ensure_ascii=False)
     return report
+
+
+def _imported(folder: Path) -> bool:
+    """Whether an import of before there were marks wrote this, and nothing was added."""
+    summary = read_json(folder / IMPORT_FILE)
+    names = [entry.name for entry in folder.iterdir()]
+    ours = isinstance(summary, dict) and {"format", "source", "image_roots", "splits"} <= summary.keys()
+    return ours and all(name in ("images", IMPORT_FILE) or name.removesuffix(".jsonl") in summary["splits"] for name in names)
 
 
 def _judge_split(job: Job, name: str, parts: Sequence[tuple[Job, RawSplit]], writer: _Writer) -> None:
