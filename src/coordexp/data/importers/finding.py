@@ -93,22 +93,24 @@ class ImageFinder:
 
     def _exact(self, base: Path, name: str) -> tuple[Found | None, str]:
         """The file, or why what is there is not taken."""
-        link = base / name
+        # Strings, not paths: this is most of what an import does with an image.
+        inner = f"{base}{os.sep}"
+        link = os.path.join(base, name)
         try:
-            path = link.resolve()
-            if path == base or not path.is_file():
+            real = os.path.realpath(link)
+            if not os.path.isfile(real):
                 return None, ""
-            inside = path.is_relative_to(base)
-            if not inside and (".." in PurePosixPath(name).parts or name.startswith("/")):
-                return None, " outside of it"
-            if not inside and not self.follow:
-                return None, f", a link to {path} (--follow-links takes it)"
-        except (OSError, RuntimeError, ValueError):  # names too long for the file system, loops of links, a null byte
+        except (OSError, ValueError):  # names too long for the file system, a null byte
             return None, ""
-        kept = path if inside else link
-        parts = kept.relative_to(base).parts
+        inside = real.startswith(inner)
+        if not inside and (name.startswith("/") or ".." in name.split("/")):
+            return None, " outside of it"
+        if not inside and not self.follow:
+            return None, f", a link to {real} (--follow-links takes it)"
+        parts = (real if inside else link)[len(inner) :].split("/")
         short = parts[1:] if len(parts) > 1 and parts[0].lower() in _PLAIN else parts
-        return Found(path, PurePosixPath(*short).as_posix(), base if inside else path.parent), ""
+        path = Path(real)
+        return Found(path, "/".join(short), base if inside else path.parent), ""
 
     def _near(self, name: str, where: str) -> tuple[Path, str] | None:
         """The file that fits a name best, as folder and path."""

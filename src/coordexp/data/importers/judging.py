@@ -125,11 +125,13 @@ def _pixels(raw: RawObject, size: tuple[int, int], units: str, repaired: Callabl
     values = raw.values
     if not isinstance(values, list | tuple):
         raise Unusable("not numbers", f"{raw.where}: expected a list of numbers, got {brief(values)}")
-    found = [value if type(value) is float and abs(value) < 1e300 else number(value) for value in values]
-    if any(value is None for value in found):
-        raise Unusable("not numbers", f"{raw.where}: expected finite numbers, got {brief(list(values), 120)}")
-    numbers: list[float] = [value for value in found if value is not None]
-    if any(isinstance(value, str) for value in values) and raw.units == "pixel" and raw.layout == "xywh":
+    numbers: list[float] = []
+    for value in values:
+        found = value if type(value) is float and abs(value) < 1e300 else number(value)
+        if found is None:
+            raise Unusable("not numbers", f"{raw.where}: expected finite numbers, got {brief(list(values), 120)}")
+        numbers.append(found)
+    if raw.layout == "xywh" and str in map(type, values):
         repaired(f"{raw.where}: numbers in quotes read as numbers: {brief(list(values))}")
     _check_count(raw.layout, numbers, raw.where)
     scale = UNITS[units]
@@ -171,6 +173,8 @@ def _arrange(layout: Layout, v: list[float], where: str) -> tuple[Geometry, list
 def _inside(
     geometry: Geometry, values: list[float], size: tuple[int, int], where: str, options: ImportOptions, repaired: Callable[[str], None]
 ) -> list[float]:
+    if geometry == "bbox_2d" and 0 <= values[0] < values[2] <= size[0] and 0 <= values[1] < values[3] <= size[1]:
+        return [int(v) if v.is_integer() else v for v in values]
     inside = [min(max(v, 0.0), float(size[i % 2])) for i, v in enumerate(values)]
     if inside != values and geometry_problem(geometry, inside, *size) is None:
         far = max(abs(a - b) for a, b in zip(values, inside, strict=True))
