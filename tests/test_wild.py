@@ -246,6 +246,8 @@ ANSWERS = {
     "InternVL, two boxes": ([LOCATE, "<ref>a</ref><box>[[43, 240, 150, 426],[1, 2, 3, 4]]</box>"], [("a", BOX), ("a", (1, 2, 3, 4))]),
     "named by the question": ([REGION + "<ref>red hat</ref>", "<box>[[43, 240, 150, 426]]</box>"], [("red hat", BOX)]),
     "MiniCPM": (["<image>find", "<ref>man</ref><box>43 240 150 426</box>"], [("man", BOX)]),
+    "DeepSeek-VL2": (["find", "<|ref|>man<|/ref|><|det|>[[43, 240, 150, 426]]<|/det|>"], [("man", BOX)]),
+    "as Python prints it": ([LOCATE, "[{'bbox_2d': [43, 240, 150, 426], 'label': 'man'}]"], [("man", BOX)]),
     "two turns": (["<image> find man", f"[{MAN}]", "find dog", '[{"bbox_2d": [1, 2, 3, 4], "label": "dog"}]'], DOG_TOO),
     "a turn in words": (["<image>hi", "Hello.", "find man", f"[{MAN}]"], [("man", BOX)]),
     "nothing there": (["<image>find man", "[]"], []),
@@ -456,6 +458,15 @@ def test_a_yolo_split_without_any_labels_stops_and_names_the_folder_that_has_the
     shutil.rmtree(source / "train/lables")
     with pytest.raises(DataError, match=r"looked for a\.txt beside train/images/a\.jpg and in labels for images"):
         import_data("yolo", source, tmp_path / "o2")
+
+
+def test_a_split_without_an_image_is_left_out_unless_asked_for(tmp_path):
+    source = tree(tmp_path / "y", {**YOLO["labels"], "data.yaml": YAML.format("") + "test: test/images\n"})
+    (source / "test/images").mkdir(parents=True)
+    report, found = read("yolo", source, tmp_path / "out")
+    assert (sorted(found), report.warnings) == (["train", "val"], ("split 'test' has no image: left out",))
+    with pytest.raises(DataError, match="at least one usable image in split 'test'"):
+        import_data("yolo", source, tmp_path / "o2", ImportOptions(splits=("test",)))
 
 
 def test_yolo_rows_of_other_kinds(tmp_path):

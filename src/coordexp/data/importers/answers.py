@@ -1,7 +1,8 @@
-"""Boxes in the answers of chat models: JSON in any wrapping, and the tags of Qwen, InternVL and MiniCPM."""
+"""Boxes in the answers of chat models: JSON in any wrapping, and the tags of Qwen, InternVL, MiniCPM and DeepSeek-VL2."""
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator
@@ -18,8 +19,9 @@ _POINTS: Final = ("point_2d", "point")
 _OUTLINES: Final = ("poly", "polygon")
 _NAMES: Final = ("label", "desc", "name", "text_content", "ref", "phrase", "category", "class", "caption", "text", "object", "category_id")
 _TAGS: Final = re.compile(
-    r"(?:<ref>|<\|object_ref_start\|>)([^<]*)(?:</ref>|<\|object_ref_end\|>)"
-    r"|(?:<box>|<\|box_start\|>)([^<]*)(?:</box>|<\|box_end\|>)|(?:<quad>|<\|quad_start\|>)([^<]*)(?:</quad>|<\|quad_end\|>)"
+    r"(?:<ref>|<\|object_ref_start\|>|<\|ref\|>)([^<]*)(?:</ref>|<\|object_ref_end\|>|<\|/ref\|>)"
+    r"|(?:<box>|<\|box_start\|>|<\|det\|>)([^<]*)(?:</box>|<\|box_end\|>|<\|/det\|>)"
+    r"|(?:<quad>|<\|quad_start\|>)([^<]*)(?:</quad>|<\|quad_end\|>)"
 )
 _NUMBER: Final = re.compile(r"-?\d+(?:\.\d+)?")
 _ASK: Final = r"(?:locate|detect|find|point to|ground)\s+(?:the\s+)?([^.,;:?\n]+?)"
@@ -33,6 +35,11 @@ _QUESTIONS: Final = (
 )  # fmt: skip
 # After so many brackets that begin no JSON the rest is prose.
 _TRIES: Final = 50
+
+
+_BRACKETS: Final = re.compile(r"[\[{].*[\]}]", re.DOTALL)
+_QUOTED: Final = re.compile(r"[{,]\s*'\w+'\s*:")
+_LONGEST: Final = 1_000_000
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -52,7 +59,7 @@ def objects_of_text(text: str, where: str, question: str = "") -> list[RawObject
     if _TAGS.search(text):
         found = list(_tagged(text, where, asked))
         return found or None
-    values = list(_json_values(text))
+    values = _literal(text) or list(_json_values(text))
     if not values:
         return None
     for value in values:
@@ -105,6 +112,16 @@ def _json_values(text: str) -> Iterator[Any]:
             at, tries = at + 1, tries + 1
         else:
             yield value
+
+
+def _literal(text: str) -> list[Any]:
+    """The list or object of a text that is written as Python prints it, with single quotes."""
+    match = _BRACKETS.search(text)
+    try:
+        value = ast.literal_eval(match[0]) if match and _QUOTED.search(match[0]) and len(match[0]) < _LONGEST else None
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        return []
+    return [value] if isinstance(value, list | dict) else []
 
 
 def objects_of_value(value: Any, where: str) -> list[RawObject | Unusable]:

@@ -157,7 +157,7 @@ def _load(path: Path, *, polygons: bool) -> tuple[_File, list[str]]:
 
 def _split(job: Job, path: Path, name: str) -> RawSplit:
     loaded, broken = _load(path, polygons=job.options.polygons)
-    if not loaded.images:
+    if not loaded.images and job.source.is_file():
         raise DataError(f"{path}: images: expected at least one, got none")
     categories = by_key(((c.id, c.name) for c in loaded.categories), "categories", str(path))
     by_key(((image.id, _name(image)) for image in loaded.images), "images", str(path))

@@ -6,6 +6,7 @@ its ``conversations`` (``from``, ``value``) or ``messages`` (``role``, ``content
 - JSON, with or without a code fence, tags or words around it: objects with ``bbox_2d``, ``bbox``, ``box_2d`` (Gemini's, y first) or
 ``point_2d``, named by ``label``, ``text_content``, ``name`` and the like; keys that repeat begin a new object;
 - ``<ref>cat</ref><box>[[x1, y1, x2, y2]]</box>`` (InternVL), ``<box>x1 y1 x2 y2</box>`` (MiniCPM);
+- ``<|ref|>cat<|/ref|><|det|>[[x1, y1, x2, y2]]<|/det|>`` (DeepSeek-VL2);
 - ``<|object_ref_start|>cat<|object_ref_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>`` (Qwen2-VL).
 
 An object without a name takes what the question asks for, where it is worded as in the models' own documentation, else ``--name``.

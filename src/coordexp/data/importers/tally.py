@@ -90,7 +90,7 @@ class Tally:
     def problem(self, unlabelled: Callable[[], str], cause: Callable[[], str]) -> str | None:
         """Why the split must not pass as it is, with the likely cause, or None."""
         if self.images and self.unlabelled == self.images:
-            return f"{self.images} images and not one file of labels: {unlabelled()}"
+            return f"{self.images} images and not one file of labels: {unlabelled()}; other splits alone are taken with --split"
         if self.objects > self.objects_lost and self.largest <= 1.0:
             return f"no number of its {self.objects} boxes is above 1: they look like shares of the side (0..1), not pixels: {cause()}"
         objects, images = self.objects_lost, self.images_lost

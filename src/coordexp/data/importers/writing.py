@@ -77,6 +77,7 @@ def write_import(
         ConfigError: ``out`` is not empty (see ``overwrite`` and ``add``), or has a split of the name already.
         DataError: a split without a usable image or one that lost too much, or with ``on_invalid="error"`` the first problem.
     """
+    splits = _with_images(job, splits)
     writer = _Writer(job.options, sum(split.count for _, split in splits), progress)
     names = list(dict.fromkeys(split.name for _, split in splits))
     counts: dict[str, int] = {}
@@ -105,6 +106,17 @@ def write_import(
             summary = {"image_roots": sorted({*old["image_roots"], *roots}), "imports": [*old["imports"], entry]}
             json.dump(summary, file, indent=1, ensure_ascii=False)
     return report
+
+
+def _with_images(job: Job, splits: Sequence[tuple[Job, RawSplit]]) -> list[tuple[Job, RawSplit]]:
+    """The splits that have an image, where not asked for by name: exports write empty ones."""
+    kept = [(part, split) for part, split in splits if split.count or job.options.splits]
+    if not kept:
+        return list(splits)
+    for part, split in splits:
+        if not split.count and not job.options.splits:
+            part.note(f"split {split.name!r} has no image: left out")
+    return kept
 
 
 def _imported(folder: Path) -> bool:
