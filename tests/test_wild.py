@@ -94,7 +94,7 @@ def pair(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("ids", [("1", "2"), (1.0, 2.0), ("01", "02"), (1, 2), ("x", "y")])
-@pytest.mark.parametrize("category", [1, "1", 1.0])
+@pytest.mark.parametrize("category", [1, "1", 1.0, "cat"])
 def test_ids_are_matched_as_text(tmp_path, ids, category):
     content = coco()
     for i, item in enumerate(content["annotations"]):

@@ -8,7 +8,7 @@ from pathlib import Path
 from coordexp.data.importers.base import ImportOptions, Job
 from coordexp.data.importers.encoding import BoxFile
 from coordexp.data.importers.files import head_of
-from coordexp.data.importers.formats import detect, read_source
+from coordexp.data.importers.formats import FORMATS, detect, read_source
 from coordexp.data.importers.probing import box_file, verdict
 from coordexp.errors import DataError
 
@@ -39,5 +39,5 @@ def read_source_of(path: Path) -> Source:
     splits = read_source(name, job)
     boxes = box_file(splits, job.options, name)
     # Records are strict: `data validate` refuses each fault of them.
-    problem = None if name == "records" else verdict(splits, job)
+    problem = None if name == "records" else verdict(splits, job, coords="coords" in FORMATS[name].flags)
     return Source(boxes, problem, tuple(job.notes))

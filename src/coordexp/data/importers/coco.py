@@ -160,6 +160,8 @@ def _split(job: Job, path: Path, name: str) -> RawSplit:
     if not loaded.images and job.source.is_file():
         raise DataError(f"{path}: images: expected at least one, got none")
     categories = by_key(((c.id, c.name) for c in loaded.categories), "categories", str(path))
+    for name_ in [value for value in categories.values() if isinstance(value, str) and not value.strip().isdecimal()]:
+        categories.setdefault(name_.strip(), name_)  # some tools write the name where the id belongs
     by_key(((image.id, _name(image)) for image in loaded.images), "images", str(path))
     frequency = {str(c.name).strip(): c.frequency for c in loaded.categories if c.frequency in ("r", "c", "f")}
     ids = _Ids(image.id for image in loaded.images)

@@ -108,7 +108,8 @@ def import_data(
         splits += [(job, split) for split in _explained(format_name, job)]
     if not splits:
         raise DataError(f"{job.source}: expected at least one image, got none")
-    return write_import(job, splits, Path(out), overwrite=overwrite, add=add, progress=progress, format_name=format_name)
+    taken = "coords" in FORMATS[format_name].flags
+    return write_import(job, splits, Path(out), overwrite=overwrite, add=add, progress=progress, format_name=format_name, coords=taken)
 
 
 def _explained(name: str, job: Job) -> list[RawSplit]:

@@ -121,19 +121,22 @@ def _side(image: RawImage, finder: ImageFinder) -> tuple[float, float]:
     return float("nan"), float("nan")
 
 
-def likely_cause(splits: Sequence[RawSplit], options: ImportOptions, source: Path) -> str:
-    """What the boxes of a source look like, where that is not what they were taken for; else where to look."""
+def likely_cause(splits: Sequence[RawSplit], options: ImportOptions, source: Path, *, coords: bool) -> str:
+    """What the boxes of a source look like, where that is not what they were taken for; else where to look.
+
+    ``coords``: whether the format takes ``--coords``.
+    """
     doctor = f"`coordexp doctor --data {source}` looks closer"
     file = box_file(splits, options, "", _SAMPLE)
     if not len(file.values):
-        return f"no object has four finite numbers; {doctor}"
+        return doctor
     units = file.units or _NAMES[COORDS[options.coords]] if options.coords else file.units
     reading = find_reading(BoxFile(**{**vars(file), "units": units}), few=2)
     found = []
     if reading.units is not None and units is not None and reading.units != units and units not in reading.units:
         # Of a few boxes it cannot be told which scale near 1000 it is; norm1000 is the one that models write.
         name = {"pixel": "absolute", "norm1": "norm1"}.get(reading.units, "norm1000")
-        found.append(f"the numbers look like {_LOOKS.get(name, UNITS[reading.units])} (--coords {name})")
+        found.append(f"the numbers look like {_LOOKS.get(name, UNITS[reading.units])} " + (f" (--coords {name})" if coords else ""))
     promised = file.layout or "xyxy"
     if reading.layout != promised:
         found.append(f"the boxes look like {LAYOUTS[reading.layout]}, not {LAYOUTS[promised]}")
@@ -142,7 +145,7 @@ def likely_cause(splits: Sequence[RawSplit], options: ImportOptions, source: Pat
 
 
 
-def verdict(splits: Sequence[RawSplit], job: Job) -> str | None:
+def verdict(splits: Sequence[RawSplit], job: Job, *, coords: bool) -> str | None:
     """Why an import of these splits would stop, or None; images that are not there cost nothing here, their sizes are left open."""
     for split in splits:
         finder = ImageFinder(split.roots, job.options.follow_links)
@@ -162,7 +165,7 @@ def verdict(splits: Sequence[RawSplit], job: Job) -> str | None:
                 size = size or _whole(_side(image, finder))
                 with suppress(Unusable):  # counted
                     tally.judge(raw, size, job.options, _open_units(raw), lambda line: None)
-        problem = tally.problem(split.unlabelled, lambda: likely_cause(splits, job.options, job.source))
+        problem = tally.problem(split.unlabelled, lambda: likely_cause(splits, job.options, job.source, coords=coords))
         if problem:
             return f"split {split.name!r}: {problem}"
     return None

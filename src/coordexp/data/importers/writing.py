@@ -69,9 +69,11 @@ class _Notes:
 
 
 def write_import(
-    job: Job, splits: Sequence[tuple[Job, RawSplit]], out: Path, *, overwrite: bool, add: bool, progress: Progress | None, format_name: str
+    job: Job, splits: Sequence[tuple[Job, RawSplit]], out: Path, *, overwrite: bool, add: bool, progress: Progress | None, format_name: str,
+    coords: bool,
 ) -> ImportReport:
     """Write ``out/<split>.jsonl``, ``out/images/`` and ``out/import.json``; ``out`` appears, or changes, only when all is written.
+    ``coords``: whether the format takes ``--coords``, for advice.
 
     Raises:
         ConfigError: ``out`` is not empty (see ``overwrite`` and ``add``), or has a split of the name already.
@@ -91,7 +93,7 @@ def write_import(
             parts = [(part, split) for part, split in splits if split.name == name]
             write_records(folder / f"{name}.jsonl", writer.rows(name, parts, folder / "images"))
             counts[name] = writer.written
-            _judge_split(job, name, parts, writer)
+            _judge_split(job, name, parts, writer, coords=coords)
         notes = writer.notes
         seen = [line for part in dict.fromkeys(id(part) for part, _ in splits) for p, _ in splits if id(p) == part for line in p.notes]
         report = ImportReport(
@@ -127,12 +129,12 @@ def _imported(folder: Path) -> bool:
     return ours and all(name in ("images", IMPORT_FILE) or name.removesuffix(".jsonl") in summary["splits"] for name in names)
 
 
-def _judge_split(job: Job, name: str, parts: Sequence[tuple[Job, RawSplit]], writer: _Writer) -> None:
+def _judge_split(job: Job, name: str, parts: Sequence[tuple[Job, RawSplit]], writer: _Writer, *, coords: bool) -> None:
     tally, notes = writer.tally, writer.notes
     sources = " and ".join(dict.fromkeys(str(part.source) for part, _ in parts))
 
     def cause() -> str:
-        return likely_cause([split for _, split in parts], job.options, parts[0][0].source)
+        return likely_cause([split for _, split in parts], job.options, parts[0][0].source, coords=coords)
 
     if not writer.written:
         why = f": {tally.first}" + (f". {cause()}" if tally.objects else "") if tally.first else ""
