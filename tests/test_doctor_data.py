@@ -13,7 +13,7 @@ from PIL import Image
 from boxfiles import LARGE, LAYOUTS, PHOTO, rows, write
 from coordexp.codec import CONVENTIONS, CoordCodec
 from coordexp.doctor.data import check_data
-from coordexp.doctor.sources import read_boxes
+from coordexp.doctor.sources import read_source_of
 from coordexp.errors import DataError
 
 # On some of these every whole pixel lies on k/1000 of the side, or half of them do.
@@ -122,8 +122,8 @@ def test_copies_of_a_box_are_counted(tmp_path):
     assert checks(write(tmp_path, content))["duplicates"].details == {"duplicates": 2}
 
 
-def test_a_file_without_boxes_is_a_warning_unless_it_holds_records(tmp_path):
-    assert checks(write(tmp_path, [{"a": 1}]))["file"].outcome == "warning"
+def test_rows_without_boxes_fail_unless_they_are_records(tmp_path):
+    assert checks(write(tmp_path, [{"a": 1}]))["file"].outcome == "fail"
     assert checks(write(tmp_path, rows(9, per=0)))["file"].outcome == "ok"
 
 
@@ -136,7 +136,7 @@ def as_coco(content, change=LAYOUTS["xywh"]):
     images = [{"id": i, "width": row["width"], "height": row["height"], "file_name": row["images"][0]} for i, row in enumerate(content)]
     boxes = [(i, np.array([item["bbox_2d"]])) for i, row in enumerate(content) for item in row["objects"]]
     annotations = [{"id": j, "image_id": i, "category_id": 1, "bbox": change(b, None)[0].tolist()} for j, (i, b) in enumerate(boxes)]
-    return {"images": images, "annotations": annotations, "categories": []}
+    return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "a"}]}
 
 
 def test_coco_is_xywh_and_corners_in_it_are_found(tmp_path):
@@ -158,7 +158,7 @@ def test_qwen_answers_say_what_they_are_and_how_to_import_them(tmp_path):
         Image.new("RGB", (64, 48)).save(tmp_path / row["images"][0])
     shares = [qwen_row(row, lambda r: 1000 / np.array([r["width"], r["height"]] * 2)) for row in content]
     found = checks(write(tmp_path, shares))
-    assert (found["file"].details["format"], found["units"].details["units"]) == ("other", "norm999 or norm1000")
+    assert (found["file"].details["format"], found["units"].details["units"]) == ("qwen", "norm999 or norm1000")
     assert found["units"].outcome == "warning"
     found = checks(write(tmp_path, [qwen_row(row, lambda r: 1) for row in content], "d.json"))
     assert (found["units"].outcome, found["units"].advice) == ("ok", "import with --coords absolute")
@@ -204,7 +204,7 @@ def test_any_json_is_read_or_refused_in_one_line(tmp_path, content, lines):
     path = write(tmp_path, [content, content] if lines else content, "d.jsonl" if lines else "d.json")
     refused = ""
     try:
-        file = read_boxes(path)
+        file = read_source_of(path).boxes
     except DataError as error:
         refused = str(error)
     if refused:

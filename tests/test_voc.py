@@ -44,9 +44,9 @@ def test_pixels_counted_from_1_become_edges(tmp_path):
     add(tmp_path / "voc", "i1", *boxes)
     report = import_voc(tmp_path / "voc", tmp_path / "out")
     (record,) = read_records(tmp_path / "out" / "all.jsonl").records
-    assert [(o.desc, o.values) for o in record.objects] == [("cell", (0, 0, 40, 32)), ("dog", (2, 3.5, 10, 12))]
+    assert [(o.desc, o.values, o.difficult) for o in record.objects] == [("cell", (0, 0, 40, 32), False), ("dog", (2, 3.5, 10, 12), True)]
     assert (record.image_id, record.width, record.height) == ("i1", 40, 32)
-    assert record.metadata == {"annotation": "i1.xml", "difficult": [1]}
+    assert record.metadata == {"annotation": "i1.xml"}
     assert (report.splits, report.objects, report.classes, report.dropped) == ({"all": 1}, 2, {"cell": 1, "dog": 1}, ())
     assert record.image.read_bytes() == (tmp_path / "voc" / "JPEGImages" / "i1.jpg").read_bytes()
 
@@ -70,12 +70,12 @@ def test_every_split_list_is_one_file_and_trainval_only_stands_in_for_its_halves
 @pytest.mark.parametrize(
     ("box", "why"),
     [
-        (("x", 5, 5, 5, 9), "i.xml: object 2 (x): expected xmax > xmin and ymax > ymin, got xmin=5 ymin=5 xmax=5 ymax=9"),
-        (("x", 5, 9, 7, 8), "i.xml: object 2 (x): expected xmax > xmin and ymax > ymin"),
-        (("x", 0, 5, 9, 9), "i.xml: object 2 (x): expected a box within 1..40 and 1..32 (pixels count from 1), got xmin=0"),
-        (("x", 5, 5, 41, 9), "i.xml: object 2 (x): expected a box within 1..40"),
-        (("x", "nan", 5, 9, 9), "i.xml: object 2 (x): expected finite numbers"),
-        (("x", "", 5, 9, 9), "i.xml: object 2 (x): expected four numbers, got xmin=none"),
+        (("x", 5, 5, 5, 9), "i.xml: object 2 (x): expected a box that extends in x and in y, got [5, 5, 5, 9]"),
+        (("x", 5, 9, 7, 8), "i.xml: object 2 (x): expected a box that extends in x and in y"),
+        (("x", -1, 5, 9, 9), "i.xml: object 2 (x): expected a box inside the 40x32 image, got [-2.0, 4.0, 9.0, 9.0] (--clip"),
+        (("x", 5, 5, 42, 9), "i.xml: object 2 (x): expected a box inside the 40x32 image"),
+        (("x", "nan", 5, 9, 9), "i.xml: object 2 (x): expected four finite numbers"),
+        (("x", "", 5, 9, 9), "i.xml: object 2 (x): expected four finite numbers, got xmin=none"),
         (("", 5, 5, 9, 9), "i.xml: object 2 (no name): expected a name, got none"),
     ],
 )
@@ -139,9 +139,9 @@ def no_jpeg(voc):
         (add_entity_in_utf16, "i.xml: expected plain XML, got a document type declaration"),
         (other_root, "i.xml: expected an <annotation>, got <html>"),
         (other_size, "i.xml: width: expected the image's 40 pixels, got 41"),
-        (no_image, "i.xml: expected one image i.* in JPEGImages, got none"),
-        (two_images, "i.xml: expected one image i.* in JPEGImages, got i.jpg and i.png"),
-        (no_annotation, "i.xml: expected an annotation in Annotations, got none"),
+        (no_image, "i.xml: expected an image inside"),
+        (two_images, "i.xml: expected one image JPEGImages/i, got JPEGImages/i.jpg and JPEGImages/i.png"),
+        (no_annotation, "expected an id with an XML file, got 'i': i.xml is not there"),
         (no_jpeg, "i.xml: expected an image file, got something else at"),
     ],
 )
@@ -154,7 +154,7 @@ def test_an_unusable_image_is_left_out_and_named_or_stops_the_import(tmp_path, d
     report = import_voc(voc, tmp_path / "out")
     assert report.splits == {"train": 1}
     assert len(report.dropped) == 1
-    assert report.dropped[0].startswith(why)
+    assert report.dropped[0].removeprefix("train.txt:1: ").startswith(why)
     with pytest.raises(DataError, match="--on-invalid skip"):
         import_voc(voc, tmp_path / "error", on_invalid="error")
 
@@ -172,10 +172,12 @@ def test_an_image_in_two_splits_twice_in_one_or_in_another_folder_is_reported(tm
     add_list(voc, "test", "b", "../b")
     report = import_voc(voc, tmp_path / "out")
     assert report.splits == {"train": 2, "test": 1}
-    assert report.warnings == ("test.txt:1: expected an image in one split, b.jpg is also in train (train.txt:2)",)
+    assert [line for line in report.warnings if "no image has" not in line] == [
+        "test.txt:1: b.xml: expected an image in one split, b.jpg is also in train (train.txt:2: b.xml)"
+    ]
     assert report.dropped == (
-        "train.txt:3: expected an image once, got 'a' again (first at train.txt:1)",
-        "test.txt:2: expected the name of an image without folders, got '../b'",
+        "train.txt:3: a.xml: expected an image once, got 'a' again (first at train.txt:1: a.xml)",
+        "test.txt:2: expected an id with an XML file, got 'b': b.xml is not there",
     )
 
 
@@ -202,8 +204,10 @@ def test_images_are_links_or_copies_and_a_refused_link_says_what_to_do(tmp_path,
 
 def test_folders_that_cannot_be_used_are_refused(tmp_path):
     add(tmp_path / "voc", "i")
-    with pytest.raises(DataError, match="without Annotations"):
-        import_voc(tmp_path, tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="expected a folder with XML annotations"):
+        import_voc(tmp_path / "empty", tmp_path / "out")
+    (tmp_path / "empty").rmdir()
     with pytest.raises(ConfigError, match="on_invalid"):
         import_voc(tmp_path / "voc", tmp_path / "out", on_invalid="warn")
     import_voc(tmp_path / "voc", tmp_path / "out")

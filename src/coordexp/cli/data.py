@@ -10,8 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from coordexp.cli.common import AsJson, Group, Overwrite, Seed, examples, flags, progress
+from coordexp.cli.importing import EXAMPLES as IMPORT_EXAMPLES
+from coordexp.cli.importing import import_
 
 app = typer.Typer(cls=Group, help="Make, import and check data.", no_args_is_help=True)
+
+app.command("import", epilog=IMPORT_EXAMPLES)(import_)
 
 Out = Annotated[Path, typer.Option(help="Folder to write; must not exist.")]
 
@@ -43,81 +47,6 @@ def synth(
         files = write_scenes(out, options, update, overwrite=overwrite)
     for split, path in files.items():
         typer.echo(f"{split}: {path}")
-
-
-FORMATS = ("coco", "voc", "yolo", "swift", "qwen")
-
-
-@app.command(
-    "import",
-    epilog=examples(
-        "coordexp data import coco COCO_FOLDER --out data/mine",
-        "coordexp data import voc VOC_FOLDER --out data/mine --on-invalid error --copy",
-        "coordexp data import coco instances.json --images photos --split train --out data/mine --json",
-        "coordexp data import swift train.jsonl --coords norm1000 --out data/mine",
-    ),
-)
-def import_(
-    format_name: Annotated[str, typer.Argument(metavar="FORMAT", help="coco, voc, yolo, swift (ms-swift JSONL) or qwen (bbox_2d JSON).")],
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder, or the annotation file itself.")],
-    out: Out,
-    split: Annotated[
-        list[str] | None, typer.Option(help="Import only this split (repeatable); names the output of a single file.", show_default="all")
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder of the images, where it is not the format's own.", show_default="none")
-    ] = None,
-    coords: Annotated[
-        str | None, typer.Option(help="swift, qwen: absolute (pixels) or norm1000 (0..1000). Never guessed.", show_default="none")
-    ] = None,
-    polygons: Annotated[bool, typer.Option("--polygons", help="coco: take outlines of one part instead of boxes.")] = False,
-    copy: Annotated[bool, typer.Option("--copy", help="Copy images instead of linking them.")] = False,
-    on_invalid: Annotated[str, typer.Option(help="skip: leave what is bad out and say so; error: stop at it.")] = "skip",
-    as_json: AsJson = False,
-    overwrite: Overwrite = False,
-) -> None:
-    """Import another format as records: train.jsonl, val.jsonl, test.jsonl, images/ and import.json.
-
-    Of an image only the header is read; `coordexp data validate` decodes all of them.
-    """
-    from coordexp.data.importers.base import COORDS, ImportOptions
-    from coordexp.data.importers.formats import import_data
-
-    _one_of("FORMAT", format_name, FORMATS)
-    _one_of("--on-invalid", on_invalid, ("skip", "error"))
-    if coords is not None:
-        _one_of("--coords", coords, COORDS)
-        _only_for("--coords", format_name, ("swift", "qwen"))
-    if polygons:
-        _only_for("--polygons", format_name, ("coco",))
-    if images is not None:
-        _only_for("--images", format_name, ("coco", "swift", "qwen"))
-    options = ImportOptions(
-        splits=tuple(split or ()),
-        images=images,
-        coords=next((name for name in COORDS if name == coords), None),
-        polygons=polygons,
-        copy=copy,
-        on_invalid="skip" if on_invalid == "skip" else "error",
-    )
-    with progress("images") as update:
-        report = import_data(format_name, source, out, options, overwrite=overwrite, progress=update)
-    if as_json:
-        typer.echo(json.dumps(vars(report), ensure_ascii=False, indent=1))
-        return
-    for kind, lines in (("warning", report.warnings), ("repaired", report.repaired), ("left out", report.dropped)):
-        for line in lines:
-            typer.echo(f"{kind}: {line}")
-    splits = ", ".join(f"{count} {name}" for name, count in report.splits.items())
-    classes = ", ".join(f"{name} {count}" for name, count in report.classes.items())
-    crowd = f", {report.crowd} of them crowd regions" if report.crowd else ""
-    typer.echo(f"{splits} images, {report.objects} objects ({classes}){crowd} written to {out}")
-    typer.echo(
-        f"{len(report.warnings)} warnings, {len(report.repaired)} repaired, {len(report.dropped)} left out; also in {out / 'import.json'}"
-    )
-    typer.echo(
-        f"of images only the headers were read: `coordexp data validate {next(iter(sorted(out.glob('*.jsonl'))), out)}` decodes them"
-    )
 
 
 @app.command(
@@ -157,7 +86,7 @@ def export_swift(
     splits = ", ".join(f"{count} {name}" for name, count in done.splits.items())
     notes = [
         f"{done.adjusted} boxes kept open by one bin" if done.adjusted else "",
-        f"{done.crowd} crowd regions left out" if done.crowd else "",
+        f"{done.crowd} crowd regions or difficult objects left out" if done.crowd else "",
         f"{done.copied} images written anew, upright and in RGB" if done.copied else "",
         f"{done.unasked} phrases not asked for, the prompt has no {{phrase}}" if done.unasked else "",
     ]
@@ -173,12 +102,14 @@ def validate(
 ) -> None:
     """Check every record and decode every image of a file; every fault is one line, with exit code 2."""
     from coordexp.data.records import check_records
+    from coordexp.data.rows import losses_of
     from coordexp.errors import DataError
 
     with progress("records") as update:
         check = check_records(file, update)
+    losses = losses_of(file)
     if as_json:
-        typer.echo(json.dumps(vars(check), ensure_ascii=False, indent=1))
+        typer.echo(json.dumps({**vars(check), "losses": losses}, ensure_ascii=False, indent=1))
         if check.faults:
             raise typer.Exit(2)
         return
@@ -189,6 +120,10 @@ def validate(
     if check.faults:
         raise DataError("\n".join(check.faults))
     typer.echo(f"{file}: {check.records} records, {check.objects} objects, all valid")
+    for line in losses:
+        typer.echo(f"warning: {line}")
+    if not check.objects:
+        typer.echo("warning: no record has an object: there is nothing to learn from")
 
 
 @app.command(
@@ -279,13 +214,6 @@ def _one_of(flag: str, value: str, names: Sequence[str]) -> None:
 
     if value not in names:
         raise ConfigError(f"{flag}: expected {', '.join(names[:-1])} or {names[-1]}, got {value}")
-
-
-def _only_for(flag: str, format_name: str, names: Sequence[str]) -> None:
-    from coordexp.errors import ConfigError
-
-    if format_name not in names:
-        raise ConfigError(f"{flag}: only for {', '.join(names)}, got the format {format_name}: leave it out")
 
 
 def _rows(name: str, value: Any) -> list[str]:

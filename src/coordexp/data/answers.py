@@ -52,8 +52,8 @@ def record_instances(
 ) -> tuple[list[Instance], int]:
     """The record's objects as bins, in answer order, and how many boxes had to be reopened.
 
-    Crowd regions are left out: they are no single object. ``sorted`` is by (y1, x1) of the bounding box, of what is written;
-    ``random`` is a pure function of ``seed``, ``epoch`` and image id. Polygons run in :func:`coordexp.boxes.polygon_order`.
+    Crowd regions are left out, they are no single object, and difficult objects. ``sorted`` is by (y1, x1) of the bounding box, of what
+    is written; ``random`` is a pure function of ``seed``, ``epoch`` and image id. Polygons run in :func:`coordexp.boxes.polygon_order`.
     ``geometry``: see :class:`coordexp.data.options.DataOptions`.
 
     Raises:
@@ -67,14 +67,14 @@ def answer_geometries(records: Iterable[Record], geometry: AnswerGeometry = "rec
     """The geometries that answers to these records hold, in the order of the grammar; without objects ``bbox_2d``."""
     if geometry != "recorded":
         return (geometry,)
-    return geometries_of({item.geometry for record in records for item in record.objects if not item.crowd})
+    return geometries_of({item.geometry for record in records for item in record.objects if item.taught})
 
 
 def answer_objects(
     record: Record, *, geometry: AnswerGeometry = "recorded", order: str = "sorted", seed: int = 0, epoch: int = 0
 ) -> list[RecordObject]:
     """The objects as :func:`record_instances` writes them, in its order."""
-    objects = sorted((drawn_as(item, geometry, record.source) for item in record.objects if not item.crowd), key=_position)
+    objects = sorted((drawn_as(item, geometry, record.source) for item in record.objects if item.taught), key=_position)
     if order == "random":
         random.Random(f"{seed}:{epoch}:{record.image_id}").shuffle(objects)
     return objects

@@ -1,7 +1,7 @@
 """Drawing of objects: outlines, labels and edge curves as plain geometry, for pictures on disk and for the report's SVG alike.
 
 A true object is a solid line on a white rim and has a number; a predicted one is dashed on a black rim and has a letter; a
-crowd is dotted. The colour belongs to the description. PIL and NumPy only.
+crowd or a difficult object is dotted. The colour belongs to the description. PIL and NumPy only.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def outline(geometry: str, values: Sequence[float]) -> list[Point]:
 
 
 def caption(item: RecordObject) -> str:
-    """Description, with a word on crowds."""
-    return f"{item.desc} (crowd)" if item.crowd else item.desc
+    """Description, with a word on what is not taught."""
+    return f"{item.desc} (crowd)" if item.crowd else f"{item.desc} (difficult)" if item.difficult else item.desc
 
 
 def class_color(desc: str) -> Color:
@@ -139,7 +139,7 @@ def make_marks(
             full = f"{tag} {' '.join(caption(item).split())}"[:_LONGEST_LABEL]
             label, spot = _place((full, tag) if names else (tag,), values, size, font_size, placed, low=of_prediction, inside=not names)
             placed.append(spot)
-            line: Line = "dotted" if item.crowd else "dashed" if of_prediction else "solid"
+            line: Line = "dotted" if not item.taught else "dashed" if of_prediction else "solid"
             points = tuple(outline(item.geometry, values))
             marks.append(Mark(points, item.desc, tag, label, spot, class_color(item.desc), line, of_prediction))
     return marks

@@ -140,7 +140,7 @@ def data_digest(records: Sequence[Record]) -> str:
                 r.width,
                 r.height,
                 r.metadata.get(PHRASE),
-                [[o.desc, o.geometry, [float(v) for v in o.values], o.crowd] for o in r.objects],
+                [[o.desc, o.geometry, [float(v) for v in o.values], not o.taught] for o in r.objects],
             ]
             for r in records
         ]

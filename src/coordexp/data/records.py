@@ -6,9 +6,10 @@
 An object has ``desc`` and exactly one of ``bbox_2d`` ``[x1, y1, x2, y2]``, ``poly`` ``[x1, y1, ...]`` (at
 least 3 points) and ``point_2d`` ``[x, y]``. Coordinates are pixel edges: a box around the whole image is
 ``[0, 0, width, height]``. ``iscrowd: true`` marks a region of many objects: no training target, and in evaluation
-what COCO calls a crowd. ``image_id`` and ``metadata`` are optional. Image paths are relative to the folder of the file
-and may not leave it. A symbolic link out of it is refused, but for one: the image file itself may be a link into a
-folder that the ``import.json`` beside the record file names under ``image_roots`` (an import links instead of copying).
+what COCO calls a crowd. ``difficult: true`` marks an object that is no training target either and that evaluation ignores; ``area`` is
+the object's area in pixels squared, where it is not that of its box. ``image_id`` and ``metadata`` are optional. Image paths are relative
+to the folder of the file and may not leave it. A symbolic link out of it is refused, but for one: the image file itself may be a link
+into a folder that the ``import.json`` beside the record file names under ``image_roots`` (an import links instead of copying).
 """
 
 from __future__ import annotations

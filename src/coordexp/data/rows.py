@@ -18,7 +18,7 @@ from coordexp.grammar import GEOMETRIES, Geometry
 
 RECORD_KEYS: Final = ("images", "width", "height", "objects", "image_id", "metadata")
 REQUIRED_KEYS: Final = ("images", "width", "height", "objects")
-OBJECT_KEYS: Final = ("desc", *GEOMETRIES, "iscrowd")
+OBJECT_KEYS: Final = ("desc", *GEOMETRIES, "area", "iscrowd", "difficult")
 # Bounds that no image or annotation reaches; beyond them arithmetic and recursion would fail without naming the line.
 MAX_SIDE: Final = 1_000_000
 MAX_DEPTH: Final = 50
@@ -31,12 +31,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RecordObject:
-    """One annotated object; ``values`` are pixels, x and y in turn. A ``crowd`` region is never a training target."""
+    """One annotated object; ``values`` are pixels, x and y in turn. A ``crowd`` region and a ``difficult`` object are never a training
+    target. ``area`` is the object's own area in pixels squared, where the source has it."""
 
     desc: str
     geometry: Geometry
     values: tuple[float, ...]
     crowd: bool = False
+    difficult: bool = False
+    area: float | None = None
+
+    @property
+    def taught(self) -> bool:
+        """Whether answers name the object."""
+        return not (self.crowd or self.difficult)
 
 
 @dataclass(frozen=True)
@@ -192,9 +200,12 @@ def _object(item: Any, where: str, sides: Sequence[int | None], faults: list[str
     before = len(faults)
     faults += _key_faults(item, OBJECT_KEYS, where, ".")
     desc = _try(faults, _text, item.get("desc"), f"{where}.desc")
-    crowd = item.get("iscrowd", False)
-    if not isinstance(crowd, bool):
-        faults.append(f"{where}.iscrowd: expected true or false, got {show(crowd)}")
+    crowd, difficult, area = item.get("iscrowd", False), item.get("difficult", False), item.get("area")
+    for key, value in (("iscrowd", crowd), ("difficult", difficult)):
+        if not isinstance(value, bool):
+            faults.append(f"{where}.{key}: expected true or false, got {show(value)}")
+    if "area" in item and (area is None or not _is_number(area) or area <= 0):
+        faults.append(f"{where}.area: expected a positive number of square pixels, got {show(area)}")
     present = [geometry for geometry in GEOMETRIES if geometry in item]
     if len(present) != 1:
         faults.append(f"{where}: expected exactly one of {', '.join(GEOMETRIES)}, got {' and '.join(present) or 'none'}")
@@ -206,7 +217,7 @@ def _object(item: Any, where: str, sides: Sequence[int | None], faults: list[str
     faults += _value_faults(geometry, values, f"{where}.{geometry}", sides)
     if len(faults) > before or desc is None:
         return None
-    return RecordObject(desc, geometry, tuple(float(value) for value in values), crowd)
+    return RecordObject(desc, geometry, tuple(float(value) for value in values), crowd, difficult, None if area is None else float(area))
 
 
 def _value_faults(geometry: Geometry, values: Any, where: str, sides: Sequence[int | None]) -> list[str]:
@@ -320,3 +331,26 @@ def show(value: Any) -> str:
     except (TypeError, ValueError, RecursionError):
         text = type(value).__name__
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def losses_of(path: Path) -> list[str]:
+    """What the import that wrote a record file left out of it, one line each; nothing for files that no import wrote.
+
+    Raises:
+        DataError: an ``import.json`` beside it that no import wrote.
+    """
+    beside = path.parent / IMPORT_FILE
+    if not beside.is_file():
+        return []
+    try:
+        imports = json.loads(beside.read_text(encoding="utf-8"))["imports"]
+        found = [entry["left_out"][path.stem] for entry in imports if path.stem in entry["left_out"]]
+        return [
+            f"the import left out {lost['objects_lost']} of {lost['objects']} objects and {lost['images_lost']} of "
+            f"{lost['images']} images: "
+            + ", ".join(f"{count} {reason}" for reason, count in lost["reasons"].items())
+            for lost in found
+            if lost["reasons"]
+        ]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{beside}: expected what an import writes, got {show(str(error))}: import again") from error

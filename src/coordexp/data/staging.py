@@ -50,19 +50,20 @@ def atomic_text(path: Path) -> Iterator[TextIO]:
 
 @contextmanager
 def staged_folder(
-    out: Path, *, kind: str | None = None, overwrite: bool = False, known: Callable[[Path], bool] | None = None
+    out: Path, *, kind: str | None = None, overwrite: bool = False, add: bool = False, known: Callable[[Path], bool] | None = None
 ) -> Iterator[Path]:
     """A folder to fill; it is renamed to ``out`` when the block ends and removed when it raises.
 
     An existing ``out`` must be empty. With ``overwrite`` it may be a folder of the same ``kind`` that this function wrote, and to
     which nothing was added; it is then replaced as a whole. Without a ``kind`` the folder is not marked, and never replaced.
-    ``known`` recognises folders of before there were marks.
+    ``known`` recognises folders of before there were marks. With ``add`` the new folder begins with what such a folder holds
+    (links stay links, files are shared).
 
     Raises:
         ConfigError: ``out`` is in use.
     """
     out = Path(os.path.abspath(out))
-    replaced = _check_target(out, kind, overwrite, known)
+    replaced = _check_target(out, kind, overwrite or add, known)
     _sweep(out)
     staging = temporary_beside(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +71,9 @@ def staged_folder(
     try:
         with (staging / _MARKER).open("xb") as marker:
             _lock(marker.fileno())
+            if add and replaced:
+                keep = shutil.ignore_patterns(OWN)
+                shutil.copytree(out, staging, symlinks=True, ignore=keep, dirs_exist_ok=True, copy_function=_share)
             yield staging
             (staging / _MARKER).unlink()
             if kind is not None:
@@ -82,6 +86,14 @@ def staged_folder(
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def _share(source: str, target: str) -> None:
+    """A second name for a file, or a copy where the file system has none."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def _sign(folder: Path, kind: str) -> None:

@@ -29,7 +29,7 @@ def data_stats(records: Sequence[Record], codec: CoordCodec, count_tokens: Calla
     by ``count_tokens``, one call a record; absent without it.
     """
     items = [item for record in records for item in record.objects]
-    single = [[item for item in record.objects if not item.crowd] for record in records]
+    single = [[item for item in record.objects if item.taught] for record in records]
     boxes = [
         (item.values, record) for record, objects in zip(records, single, strict=True) for item in objects if item.geometry == "bbox_2d"
     ]

@@ -56,8 +56,8 @@ class SwiftExportOptions:
 
 @dataclass(frozen=True)
 class SwiftExport:
-    """``splits``: rows by file; ``adjusted``: boxes kept open by a bin; ``copied``: images that had to be written anew; ``unasked``:
-    records with a phrase that the prompt does not ask for."""
+    """``splits``: rows by file; ``crowd``: crowd regions and difficult objects, left out; ``adjusted``: boxes kept open by a bin;
+    ``copied``: images that had to be written anew; ``unasked``: records with a phrase that the prompt does not ask for."""
 
     splits: dict[str, int]
     objects: int
@@ -122,7 +122,7 @@ def export_swift(
         for name, records in read.items():
             write_records(folder / f"{name}.jsonl", writer.rows(records, folder / "images"))
     kept = [item for records in read.values() for record in records for item in record.objects]
-    crowd = sum(item.crowd for item in kept)
+    crowd = sum(not item.taught for item in kept)
     phrases = 0 if PHRASE_FIELD in options.prompt else sum(PHRASE in r.metadata for records in read.values() for r in records)
     rows = {name: len(records) for name, records in read.items()}
     return SwiftExport(rows, len(kept) - crowd, crowd, writer.adjusted, writer.copied, phrases)

@@ -7,34 +7,39 @@ from typing import Final
 
 import numpy as np
 
+from coordexp.data.importers.base import COORDS
+from coordexp.data.importers.encoding import (
+    LAYOUTS,
+    MIN_BOXES,
+    UNITS,
+    BoxFile,
+    Reading,
+    broken,
+    corners,
+    duplicates,
+    find_reading,
+    grids,
+    limits,
+)  # fmt: skip
+from coordexp.data.importers.formats import FORMATS
+from coordexp.data.rows import losses_of
 from coordexp.doctor.checks import Check
-from coordexp.doctor.encoding import LAYOUTS, MIN_BOXES, UNITS, Reading, broken, corners, duplicates, find_reading, grids, limits
-from coordexp.doctor.sources import BoxFile, read_boxes
+from coordexp.doctor.sources import Source, read_source_of
 
 # How `coordexp data import --coords` calls the units it takes.
-_IMPORT: Final = {"pixel": "absolute", "norm1000": "norm1000"}
-_KINDS: Final = {"records": "a file of records", "coco": "a COCO file", "other": "another tool's rows"}
+_IMPORT: Final = {unit: coords for coords, unit in COORDS.items()}
 
 
 def check_data(path: Path) -> list[Check]:
-    """All checks of the file.
+    """All checks of the file or folder.
 
     Raises:
         DataError: a file that cannot be read at all.
     """
-    file = read_boxes(path)
+    source = read_source_of(path)
+    file = source.boxes
     count = len(file.values)
-    seen = f"{_KINDS[file.format]}: {count} boxes in {file.images} images"
-    seen += "" if file.complete else " (the rest of the file is not read)"
-    details = {"format": file.format, "boxes": count, "images": file.images, "unreadable": list(file.unreadable[:20])}
-    if file.unreadable:
-        seen += f"; {len(file.unreadable)} objects without four finite numbers, first {file.unreadable[0]}"
-        read = Check("data.file", "fail" if file.format == "records" else "warning", seen, "give every object four finite numbers", details)
-    elif file.format == "other" and not count:
-        advice = "rows need objects or annotations with bbox_2d, bbox or box, or an answer in JSON as their last turn"
-        read = Check("data.file", "warning", seen, advice, details)
-    else:
-        read = Check("data.file", "ok", seen, details=details)
+    read = _check_file(source, path)
     names = ("data.units", "data.layout", "data.boxes", "data.grid", "data.duplicates")
     if count < MIN_BOXES:
         return [read, *(Check(name, "skipped", f"{count} boxes, expected at least {MIN_BOXES} to tell") for name in names)]
@@ -43,6 +48,25 @@ def check_data(path: Path) -> list[Check]:
     wrong = "fail" in (units.outcome, layout.outcome)
     boxes = Check("data.boxes", "skipped", "the boxes are not what the file promises", "mend that first")
     return [read, units, layout, boxes if wrong else _check_boxes(file, reading), _check_grid(file, reading), _check_duplicates(file)]
+
+
+def _check_file(source: Source, path: Path) -> Check:
+    file, count = source.boxes, len(source.boxes.values)
+    seen = f"{FORMATS[file.format].about} ({file.format}): {count} boxes in {file.images} images"
+    seen += "" if file.complete else " (the rest of the file is not read)"
+    details = {"format": file.format, "boxes": count, "images": file.images, "unreadable": list(file.unreadable[:20])}
+    if file.unreadable:
+        seen += f"; {len(file.unreadable)} objects or rows that cannot be read, first {file.unreadable[0]}"
+    notes = [*source.notes, *losses_of(path)]
+    if source.problem:
+        return Check("data.file", "fail", f"{seen}; an import would stop: {source.problem}", "mend the source", details)
+    if notes:
+        return Check("data.file", "warning", f"{seen}; {notes[0]}", "read it; the import says all", details | {"notes": notes})
+    if file.unreadable:
+        return Check("data.file", "fail" if file.format == "records" else "warning", seen, "give every object four finite numbers", details)
+    if not count and file.format != "records":
+        return Check("data.file", "warning", seen, "rows need objects with a box, or an answer that holds some", details)
+    return Check("data.file", "ok", seen, details=details)
 
 
 def _check_units(file: BoxFile, reading: Reading) -> Check:

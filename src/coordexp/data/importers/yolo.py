@@ -1,155 +1,340 @@
-"""YOLO folders to record files: a data set yaml, images, and one ``.txt`` of labels an image.
+"""YOLO: images, and one ``.txt`` of labels an image.
 
-Source: the yaml (``path``, ``train``, ``val``, ``test``, ``names``) or a folder that holds one. An image's labels are at the
-same place under ``labels`` instead of ``images``; an image without a label file is a background, without objects.
+Source: a data set yaml (``path``, ``train``, ``val``, ``test``, ``names``) or a folder with one; Darknet's ``obj.data`` or a folder with
+it; or a folder of images and labels with ``classes.txt`` (``obj.names``, ``_darknet.labels``), whose folders train, valid and test are
+the splits.
 
-Convention: a line is ``class cx cy w h``, relative to the image's sides (0..1), or ``class x1 y1 x2 y2 x3 y3 ...``, an outline.
+An image's labels are at the same place under ``labels`` instead of ``images`` (in any case), else beside the image, else in a folder
+``labels`` beside the image's own. An image without labels is a background; a split without any is an error.
+
+Convention: a line is ``class cx cy w h`` relative to the image's sides (0..1), or ``class x1 y1 x2 y2 x3 y3 ...``, an outline or an
+oriented box. With ``kpt_shape`` in the yaml the box of a line is read and its key points are not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import yaml
 
-from coordexp.data.importers.base import Draft, Job, Split
+from coordexp.data.importers.base import Job, RawImage, RawObject, RawSplit, Unusable, brief, folder_split, id_text, split_name
+from coordexp.data.importers.files import Head, text_of
+from coordexp.data.importers.finding import ImageFinder, image_files, plain_name
+from coordexp.data.importers.judging import number
 from coordexp.errors import DataError
 
-_SUFFIXES: Final = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+_SPLITS: Final = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+_NAMES: Final = ("classes.txt", "obj.names", "_darknet.labels", "*.names", "names.txt", "labels.txt", "predefined_classes.txt")
+_LABELS: Final = ("labels", "label", "annotations", "txt")
 
 
-def read_yolo(job: Job) -> list[Split]:
-    """The splits that the yaml names.
+def looks(head: Head) -> bool:
+    """A data set yaml, Darknet's files, or a folder with one of them."""
+    path = head.path
+    if path.is_dir():
+        return bool(_configs(path)) or bool(_name_files(path))
+    return head.suffix in (".yaml", ".yml", ".data", ".names")
+
+
+def read(job: Job) -> list[RawSplit]:
+    """The splits of the source.
 
     Raises:
-        DataError: no such yaml, or one that is broken; a split folder that is missing or lies outside the data set.
+        DataError: no YOLO data set, or one that is broken; a split that is asked for and has no images.
+        ConfigError: a split that is asked for and not named.
     """
-    path = _yaml_path(job.source)
+    source = job.source
+    if not source.exists():
+        raise DataError(f"{source}: expected a YOLO data set yaml or a folder with one, got nothing there")
+    found = [source] if source.is_file() else _configs(source)
+    if len(found) > 1:
+        shown = ", ".join(path.name for path in found)
+        raise DataError(f"{source}: expected a data set yaml or a folder with one, got {len(found)} there ({shown}): give the yaml itself")
+    if not found:
+        return _read_plain(job)
+    return _read_darknet(job, found[0]) if found[0].suffix == ".data" else _read_yaml(job, found[0])
+
+
+def _configs(folder: Path) -> list[Path]:
+    """The data set yamls of a folder, else Darknet's files."""
+    yamls = sorted(path for pattern in ("*.yaml", "*.yml") for path in folder.glob(pattern))
+    if len(yamls) > 1:
+        likely = [path for path in yamls if path.stem in ("data", "dataset")]
+        yamls = likely if len(likely) == 1 else yamls
+    return yamls or sorted(folder.glob("*.data"))
+
+
+def _read_yaml(job: Job, path: Path) -> list[RawSplit]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: expected a YOLO data set yaml, got a file that fails with: {' '.join(str(error).split())}") from error
+        content = yaml.safe_load(text_of(path, "a YOLO data set yaml"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: expected a YOLO data set yaml, got a file that fails with: {brief(error, 300)}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a YOLO data set yaml with names and train, got {type(content).__name__}")
-    if "kpt_shape" in content:
-        raise DataError(f"{path}: kpt_shape: expected boxes or outlines, got a key point data set, which is not supported")
     names = _names(content.get("names"), path)
-    root = _root(content.get("path"), path)
-    reader = _Reader(job, root, names)
-    splits = []
-    for split in ("train", "val", "test"):
-        if content.get(split):
-            images = _images(content[split], root, f"{path}: {split}")
-            splits.append(Split(split, len(images), images, reader.draft))
-    if not splits:
+    root = _root(job, content.get("path"), path)
+    entries = {name: next((content[key] for key in keys if content.get(key)), None) for name, keys in _SPLITS.items()}
+    entries = {name: entry for name, entry in entries.items() if entry is not None}
+    if not entries:
         raise DataError(f"{path}: expected train, val or test, got none of them")
+    labels = _Labels(root, job.options.follow_links)
+    splits = []
+    for name in job.choose(entries):
+        try:
+            images = _images(job, entries[name], root, f"{path}: {name}")
+        except Unusable as fault:
+            if job.options.splits:
+                raise DataError(str(fault)) from fault
+            job.note(f"{fault}: left out")
+            continue
+        splits.append(_split(job, name, images, root, names, labels, points="kpt_shape" in content))
+    if not splits:
+        raise DataError(f"{path}: expected images of {' or '.join(entries)}, got none: {list(job.notes)[-1]}")
     return splits
 
 
-def _yaml_path(source: Path) -> Path:
-    if source.is_file():
-        return source
-    found = sorted([*source.glob("*.yaml"), *source.glob("*.yml")]) if source.is_dir() else []
-    if len(found) != 1:
-        raise DataError(f"{source}: expected a data set yaml or a folder with one, got {len(found)} there: give the yaml itself")
-    return found[0]
+def _split(
+    job: Job, name: str, images: list[tuple[str, str]], root: Path, names: dict[str, str], labels: _Labels, *, points: bool = False
+) -> RawSplit:
+    reader = _Images(job, images, root, names, labels, points)
+    return RawSplit(name, len(images), reader, (root,), unlabelled=partial(labels.hint, [name for _, name in images[:20]]))
 
 
-def _names(names: Any, path: Path) -> dict[int, str]:
+def _names(names: Any, path: Path) -> dict[str, str]:
     pairs = dict(enumerate(names)) if isinstance(names, list) else names
-    if (
-        not isinstance(pairs, dict)
-        or not pairs
-        or not all(isinstance(k, int) and isinstance(v, str) and v.strip() for k, v in pairs.items())
-    ):
-        raise DataError(f"{path}: names: expected a list of names or a map of numbers to names, got {str(names)[:80]}")
-    return pairs
+    good = isinstance(pairs, dict) and pairs and all(isinstance(v, str | int | float) and str(v).strip() for v in pairs.values())
+    if not good:
+        raise DataError(f"{path}: names: expected a list of names or a map of numbers to names, got {brief(names)}")
+    return {id_text(key): str(value).strip() for key, value in pairs.items()}
 
 
-def _root(stated: Any, path: Path) -> Path:
-    if stated is None:
-        return path.parent.resolve()
-    root = path.parent / str(stated)
-    if not root.is_dir():
-        raise DataError(f"{path}: path: expected the folder of the data set, got {stated!r}, nothing at {root}: correct or remove it")
+def _root(job: Job, stated: Any, path: Path) -> Path:
+    beside = path.parent.resolve()
+    root = path.parent / str(stated or ".")
+    if "\0" in str(stated) or not root.is_dir():
+        job.note(f"{path.name}: path: {brief(stated)!r} is not here; the folder of the yaml is read instead")
+        return beside
     return root.resolve()
 
 
-def _images(entries: Any, root: Path, where: str) -> list[tuple[str, Path]]:
-    found: list[tuple[str, Path]] = []
+def _images(job: Job, entries: Any, root: Path, where: str) -> list[tuple[str, str]]:
+    """Place and name of every image of a split.
+
+    Raises:
+        DataError: an entry that is no path, or leaves the data set.
+        Unusable: nothing where an entry says.
+    """
+    found: list[tuple[str, str]] = []
     for entry in entries if isinstance(entries, list) else [entries]:
-        if not isinstance(entry, str):
-            raise DataError(f"{where}: expected a folder or a list file, got {str(entry)[:80]}")
-        target = root / entry
-        # Exports of a widespread tool say ../train/images for train/images; training tools read them so as well.
-        if not target.exists() and entry.startswith("../"):
-            target = root / entry.removeprefix("../")
-        if not target.resolve().is_relative_to(root):
-            raise DataError(f"{where}: expected a place inside {root}, got {entry!r}")
+        if not isinstance(entry, str) or "\0" in entry:
+            raise DataError(f"{where}: expected a folder or a list file, got {brief(entry)}")
+        target = _target(root, entry)
+        if target is None:
+            raise Unusable("no split folder", f"{where}: expected a folder or a list file, got {entry!r}, nothing at {root / entry}")
+        if not target.resolve().is_relative_to(root) and not job.options.follow_links:
+            raise DataError(f"{where}: expected a place inside {root}, got {entry!r}: --follow-links takes links that leave it")
         if target.is_dir():
-            found += [(str(p.relative_to(root)), p) for p in sorted(target.rglob("*")) if p.suffix.lower() in _SUFFIXES]
-        elif target.is_file():
-            try:
-                lines = target.read_text(encoding="utf-8-sig").splitlines()
-            except UnicodeDecodeError as error:
-                raise DataError(f"{target}: expected UTF-8 text with one image path a line, got {error.reason}") from error
-            found += [(f"{target.name}:{n}", root / line.strip()) for n, line in enumerate(lines, start=1) if line.strip()]
+            inner = target.relative_to(root).as_posix() if target.is_relative_to(root) else target.as_posix()
+            found += [(name, name) for name in ((PurePosixPath(inner) / p).as_posix() for p in image_files(target, follow=True))]
         else:
-            raise DataError(f"{where}: expected a folder or a list file, got {entry!r}, nothing at {target}")
+            found += _listed(target)
     return found
 
 
+def _target(root: Path, entry: str) -> Path | None:
+    """What an entry of a yaml names. Exports of a widespread tool say ../train/images for train/images; training tools read them so."""
+    plain = plain_name(entry)
+    while True:
+        if (root / plain).exists():
+            return root / plain
+        if not plain.startswith("../"):
+            return None
+        plain = plain.removeprefix("../")
+
+
+def _listed(path: Path) -> list[tuple[str, str]]:
+    """The images of a list file, each with its line."""
+    lines = text_of(path, "one image path a line").splitlines()
+    return [(f"{path.name}:{n}", line.strip()) for n, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _read_darknet(job: Job, path: Path) -> list[RawSplit]:
+    """Darknet's ``obj.data``: ``names``, ``train`` and ``valid`` are files, written from the folder in which darknet was started."""
+    root = path.parent.resolve()
+    pairs = (line.partition("=") for line in text_of(path).splitlines() if "=" in line)
+    content = {key.strip(): value.strip() for key, _, value in pairs}
+    names = _darknet_file(root, content.get("names", "obj.names"), f"{path}: names")
+    classes = _names([line.strip() for line in text_of(names).splitlines() if line.strip()], names)
+    lists = {split_name(key): content[key] for key in ("train", "valid", "val", "test") if content.get(key)}
+    if not lists:
+        raise DataError(f"{path}: expected train or valid, got {', '.join(content) or 'none of them'}")
+    labels = _Labels(root, job.options.follow_links)
+    splits = []
+    for name in job.choose(lists):
+        try:
+            listed = _darknet_file(root, lists[name], f"{path}: {name}")
+        except DataError as error:
+            if job.options.splits or len(lists) == 1:
+                raise
+            job.note(f"{error}: left out")
+            continue
+        splits.append(_split(job, name, _listed(listed), root, classes, labels))
+    if not splits:
+        raise DataError(f"{path}: expected a list of images, got none: {list(job.notes)[-1]}")
+    return splits
+
+
+def _darknet_file(root: Path, name: str, where: str) -> Path:
+    parts = PurePosixPath(plain_name(name)).parts
+    for start in range(len(parts)):
+        path = root.joinpath(*parts[start:])
+        if "\0" not in name and ".." not in parts[start:] and path.is_file() and path.resolve().is_relative_to(root):
+            return path
+    raise DataError(f"{where}: expected a file, got {name!r}, nothing of that name in {root}")
+
+
+def _name_files(folder: Path) -> list[Path]:
+    return sorted(
+        {path for pattern in _NAMES for path in (*folder.glob(pattern), *folder.glob(f"*/{pattern}"), *folder.glob(f"*/*/{pattern}"))}
+    )
+
+
+def _read_plain(job: Job) -> list[RawSplit]:
+    """A folder without a yaml: images, labels, and a file of class names somewhere."""
+    root = job.source.resolve()
+    files = _name_files(job.source)
+    lists = {path: [line.strip() for line in text_of(path).splitlines() if line.strip()] for path in files}
+    known = {tuple(names) for names in lists.values() if names}
+    if len(known) != 1:
+        got = "none" if not known else f"several that differ ({', '.join(str(path.relative_to(job.source)) for path in files)})"
+        raise DataError(f"{job.source}: expected a data set yaml, obj.data or one list of class names (classes.txt), got {got}")
+    names = _names(list(next(iter(known))), files[0])
+    splits: dict[str, list[tuple[str, str]]] = {}
+    for path in image_files(root, follow=job.options.follow_links):
+        splits.setdefault(folder_split(path.parts[:-1]) or "all", []).append((path.as_posix(), path.as_posix()))
+    if not splits:
+        raise DataError(f"{job.source}: expected images, got none")
+    labels = _Labels(root, job.options.follow_links)
+    return [_split(job, name, splits[name], root, names, labels) for name in job.choose(splits)]
+
+
+class _Labels:
+    """Where the labels of an image are."""
+
+    def __init__(self, root: Path, follow: bool) -> None:
+        self.root, self.follow = root, follow
+        self._folders: dict[Path, dict[str, str]] = {}
+
+    def find(self, name: PurePosixPath) -> Path | None:
+        """The label file of ``root/name``, or None."""
+        for candidate in self._candidates(name):
+            path = self._real(candidate.with_suffix(".txt"))
+            if path is not None and path.is_file():
+                return path
+        return None
+
+    def _candidates(self, name: PurePosixPath) -> Iterator[PurePosixPath]:
+        parts = name.parts
+        at = next((i for i in range(len(parts) - 2, -1, -1) if parts[i].lower() in ("images", "image", "img", "imgs")), None)
+        if at is not None:
+            yield from (PurePosixPath(*parts[:at], labels, *parts[at + 1 :]) for labels in _LABELS[:2])
+        yield name
+        yield from (name.parent / labels / name.name for labels in _LABELS)
+        yield from (PurePosixPath(labels, *parts) for labels in _LABELS)
+        yield from (name.parent.parent / labels / name.name for labels in _LABELS if len(parts) > 1)
+
+    def _real(self, path: PurePosixPath) -> Path | None:
+        """The path in the case in which it stands on the disk."""
+        folder = self.root
+        for part in path.parts:
+            if part == "..":
+                return None
+            if folder not in self._folders:
+                self._folders[folder] = {name.lower(): name for name in os.listdir(folder)} if folder.is_dir() else {}
+            there = folder / part
+            if not there.exists():
+                if part.lower() not in self._folders[folder]:
+                    return None
+                there = folder / self._folders[folder][part.lower()]
+            folder = there
+        return folder
+
+    def hint(self, names: Sequence[str]) -> str:
+        """What to say where no image has labels: where files of their names are, if anywhere."""
+        stems = {PurePosixPath(name).stem for name in names}
+        near = next((path for path in sorted(self.root.rglob("*.txt")) if path.stem in stems), None)
+        if near is not None:
+            where = near.parent.relative_to(self.root).as_posix()
+            return f"they are looked for beside the images and in labels for images, but lie in {where}: rename that folder to labels"
+        first = next(iter(names), "")
+        return f"looked for {PurePosixPath(first).stem}.txt beside {first} and in labels for images, and nowhere else in {self.root} either"
+
+
 @dataclass(frozen=True)
-class _Reader:
+class _Images:
     job: Job
+    items: Sequence[tuple[str, str]]
     root: Path
-    names: dict[int, str]
+    names: dict[str, str]
+    labels: _Labels
+    points: bool
 
-    def draft(self, item: tuple[str, Path]) -> Draft:
-        where, listed = item
-        image = self.job.image(self.root, str(listed), where)
-        size = self.job.size(image, where)
-        parts = list(image.relative_to(self.root).parts)
-        if "images" in parts[:-1]:
-            at = len(parts) - 2 - parts[:-1][::-1].index("images")
-            labels = self.root.joinpath(*parts[:at], "labels", *parts[at + 1 :]).with_suffix(".txt")
-        else:
-            labels = image.with_suffix(".txt")
-        objects = self.job.collect(self._makers(labels, size))
-        name = Path(*parts[1:] if parts[0] == "images" and len(parts) > 1 else parts)
-        return Draft(where, image, name.as_posix(), *size, objects, name.with_suffix("").as_posix())
+    def __iter__(self) -> Iterator[RawImage | Unusable]:
+        finder = ImageFinder((self.job.options.images or self.root,), self.job.options.follow_links)
+        for where, name in self.items:
+            try:
+                found = finder.find((name,), where)
+            except Unusable as fault:
+                yield RawImage(where, (name,), self._lost(name, fault))
+                continue
+            link = found.path.relative_to(self.root) if found.path.is_relative_to(self.root) else Path(plain_name(name))
+            path = self.labels.find(PurePosixPath(link.as_posix()))
+            objects = [] if path is None else self._objects(path)
+            yield RawImage(where, (name,), objects, labelled=path is not None)
 
-    def _makers(self, labels: Path, size: tuple[int, int]) -> Iterator[Callable[[], dict[str, Any]]]:
-        if not labels.exists():
-            return
-        shown = labels.relative_to(self.root).as_posix()
-        if not labels.resolve().is_relative_to(self.root):
-            raise DataError(f"{shown}: expected labels inside {self.root}, got a link that leaves it")
+    def _lost(self, name: str, fault: Unusable) -> list[RawObject | Unusable]:
+        path = self.labels.find(PurePosixPath(plain_name(name))) if "\0" not in name else None
+        return [] if path is None else self._objects(path)
+
+    def _objects(self, path: Path) -> list[RawObject | Unusable]:
+        shown = path.relative_to(self.root).as_posix()
+        if not self.labels.follow and not path.resolve().is_relative_to(self.root):
+            return [
+                Unusable("unreadable", f"{shown}: expected labels inside {self.root}, got a link that leaves it (--follow-links takes it)")
+            ]
         try:
-            lines = labels.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{shown}: expected a text file of labels, got one that fails with: {error}") from error
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield partial(self._object, line.split(), size, f"{shown}:{number}")
+            lines = text_of(path, "a text file of labels").splitlines()
+        except DataError as error:
+            return [Unusable("unreadable", f"{shown}: {str(error).partition(': ')[2]}")]
+        return [self._object(line.split(), f"{shown}:{n}") for n, line in enumerate(lines, start=1) if line.strip()]
 
-    def _object(self, words: list[str], size: tuple[int, int], where: str) -> dict[str, Any]:
-        try:
-            label, numbers = float(words[0]), [float(word) for word in words[1:]]
-        except ValueError as error:
-            raise DataError(f"{where}: expected numbers, got {' '.join(words)[:80]!r}") from error
+    def _object(self, words: list[str], where: str) -> RawObject | Unusable:
+        numbers = [number(word) for word in words]
+        if any(value is None for value in numbers):
+            return Unusable("not numbers", f"{where}: expected finite numbers, got {brief(' '.join(words))!r}")
+        values = [value for value in numbers if value is not None]
+        label = id_text(values[0])
         if label not in self.names:
-            raise DataError(f"{where}: expected a class among {min(self.names)}..{max(self.names)}, got {words[0]}")
-        desc = self.job.label(self.names[int(label)], where)
-        values = self.job.to_pixels(numbers, size, "norm1", where)
-        if len(values) == 4:
-            x, y, width, height = values
-            box = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
-            return {"desc": desc, "bbox_2d": self.job.geometry("bbox_2d", box, size, where)}
+            known = f"{next(iter(self.names))}..{list(self.names)[-1]}"
+            return Unusable("unknown category", f"{where}: expected a class among {known}, got {words[0]}")
+        name, values = self.names[label], values[1:]
+        if len(values) == 4 or (self.points and len(values) > 4):
+            return RawObject(where, values[:4], "cxcywh", "norm1", name)
+        if len(values) == 5:
+            return Unusable(
+                "wrong count of numbers",
+                f"{where}: expected class and 4 numbers, got 5: a score (then these are predictions) or an angle, which cannot be "
+                "told apart",
+            )
         if len(values) >= 6 and len(values) % 2 == 0:
-            return {"desc": desc, "poly": self.job.geometry("poly", values, size, where)}
-        raise DataError(f"{where}: expected class and 4 numbers, or class and at least 3 points, got {len(words)} numbers")
+            return RawObject(where, values, "outline", "norm1", name)
+        got = len(values) + 1
+        return Unusable(
+            "wrong count of numbers", f"{where}: expected class and 4 numbers, or class and at least 3 points, got {got} numbers"
+        )
+

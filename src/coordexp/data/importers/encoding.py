@@ -12,8 +12,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from coordexp.doctor.sources import BoxFile
-
 Floats = NDArray[np.float64]
 
 LAYOUTS: Final[dict[str, str]] = {
@@ -42,6 +40,27 @@ _CEILING: Final = 17
 _LOG_CLEAR: Final = -30.0
 _SIDES: Final = 200
 _SAMPLE: Final = 2000
+
+
+@dataclass(frozen=True)
+class BoxFile:
+    """``values [N, 4]`` as written, ``sides [N, 2]`` (width, height in pixels; NaN where unknown), ``image [N]``.
+
+    ``format`` by name; ``units`` (a key of UNITS) and ``layout`` are what it promises (None: nothing). ``place`` and ``label`` by box.
+    ``unreadable``: places of what looks like an object and is none.
+    """
+
+    format: str
+    units: str | None
+    layout: str | None
+    values: Floats
+    sides: Floats
+    image: NDArray[np.int64]
+    place: tuple[str, ...]
+    label: tuple[str, ...]
+    images: int
+    unreadable: tuple[str, ...]
+    complete: bool
 
 
 @dataclass(frozen=True)
@@ -83,8 +102,11 @@ def _shares(values: Floats, sides: Floats, units: str | None) -> dict[str, float
     return {layout: float(broken(corners(values, layout), limit, units).mean()) for layout in LAYOUTS}
 
 
-def find_reading(file: BoxFile) -> Reading:
-    """Units and layout that the numbers themselves show; the promised ones (else xyxy) where they show nothing else."""
+def find_reading(file: BoxFile, *, few: int = _FEW) -> Reading:
+    """Units and layout that the numbers themselves show; the promised ones (else xyxy) where they show nothing else.
+
+    ``few``: how many boxes must be broken at least.
+    """
     values, sides = file.values, file.sides
     promised = file.layout or "xyxy"
     units, why = _find_units(values, sides, file.units, promised)
@@ -93,7 +115,7 @@ def find_reading(file: BoxFile) -> Reading:
     own = shares[promised]
     for other in sorted((name for name in LAYOUTS if name != promised), key=shares.__getitem__):
         least = _BROKEN_AXES if other == "yxyx" else _BROKEN
-        if own >= least and own * len(values) >= _FEW and shares[other] <= own * _BETTER and shares[other] < 0.01:
+        if own >= least and own * len(values) >= few and shares[other] <= own * _BETTER and shares[other] < 0.01:
             layout = other
             break
     return Reading(units, layout, shares, why)
