@@ -6,7 +6,8 @@
 An object has ``desc`` and exactly one of ``bbox_2d`` ``[x1, y1, x2, y2]``, ``poly`` ``[x1, y1, ...]`` (at
 least 3 points) and ``point_2d`` ``[x, y]``. Coordinates are pixel edges: a box around the whole image is
 ``[0, 0, width, height]``. ``iscrowd: true`` marks a region of many objects: no training target, and in evaluation
-what COCO calls a crowd. ``image_id`` and ``metadata`` are optional. Image paths are relative to the folder of the file
+what COCO calls a crowd. ``area`` (square pixels) and ``difficult: true`` (Pascal VOC's mark) are for evaluation alone.
+``image_id`` and ``metadata`` are optional. Image paths are relative to the folder of the file
 and may not leave it. A symbolic link out of it is refused, but for one: the image file itself may be a link into a
 folder that the ``import.json`` beside the record file names under ``image_roots`` (an import links instead of copying).
 """
@@ -26,7 +27,9 @@ from coordexp.data.rows import Record, RecordObject, RowReader, read_row, size_p
 from coordexp.data.staging import atomic_text
 from coordexp.errors import ConfigError, DataError
 
-__all__ = ["Record", "RecordFile", "RecordObject", "check_records", "open_image", "read_records", "verify_images", "write_records"]
+__all__ = [
+    "Record", "RecordFile", "RecordObject", "check_records", "iter_records", "open_image", "read_records", "verify_images", "write_records",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,25 @@ def read_records(
     if not lines:
         raise DataError(f"{path}: expected one JSON record a line, got an empty file")
     return RecordFile(tuple(records), tuple(skipped))
+
+
+def iter_records(path: Path) -> Iterator[Record]:
+    """The records of a file one by one, as :func:`read_records` with ``check_images=False`` gives them, none kept, links not followed.
+
+    Raises:
+        DataError: as there.
+    """
+    path = Path(path)
+    reader = RowReader(path.parent.resolve(), check_images=False, follow=False)
+    empty = True
+    for source, line, _ in _lines(path):
+        record, faults = _read(reader, line, source)
+        if record is None:
+            raise DataError(faults[0])
+        empty = False
+        yield record
+    if empty:
+        raise DataError(f"{path}: expected one JSON record a line, got an empty file")
 
 
 @dataclass(frozen=True)
