@@ -10,9 +10,10 @@ import yaml
 
 from command import call
 from coordexp.config.load import dump_config, load_config
+from coordexp.errors import ComparisonError
 from coordexp.evaluate.bootstrap import point
 from coordexp.evaluate.options import EvaluateOptions
-from coordexp.evaluate.paired import image_ratios
+from coordexp.evaluate.paired import paired
 from coordexp.evaluate.result import evaluate_files
 from coordexp.runs.compare import HEADLINE, compare
 from coordexp.runs.groups import read_groups
@@ -55,7 +56,7 @@ def runs(tmp_path):
 def test_the_statistics_that_are_paired_are_the_numbers_of_the_evaluation(runs):
     run = runs[0]
     results = json.loads((run / "results.json").read_text())
-    ratios = image_ratios(run / "predictions.jsonl", run / "data" / "test.jsonl", convention="norm999", renamed={})
+    ratios = paired(run / "predictions.jsonl", run / "data" / "test.jsonl", convention="norm999", renamed={}).ratios
     shared = [key for key in ratios if key in results]
     assert len(shared) >= 12
     for key in shared:
@@ -64,7 +65,7 @@ def test_the_statistics_that_are_paired_are_the_numbers_of_the_evaluation(runs):
 
 def test_the_thirds_of_the_objects_hold_all_of_them(runs):
     run = runs[0]
-    ratios = image_ratios(run / "predictions.jsonl", run / "data" / "test.jsonl", convention="norm999", renamed={})
+    ratios = paired(run / "predictions.jsonl", run / "data" / "test.jsonl", convention="norm999", renamed={}).ratios
     thirds = [ratios[f"recall.third.{name}.50"] for name in ("small", "middle", "large")]
     whole = ratios["detection.file.agnostic.recall.50"]
     assert sum(t.denominator.sum() for t in thirds) == whole.denominator.sum()
@@ -112,6 +113,56 @@ def test_names_from_data_are_escaped_on_the_page(runs, tmp_path, monkeypatch, ca
     code, _, _ = call(monkeypatch, capsys, "compare", runs[0], bad, "--resamples", 100, "--out", tmp_path / "out")
     assert code == 0
     assert "<script" not in (tmp_path / "out" / "comparison.html").read_text()
+
+
+def _model(run, width, vocabulary="a"):
+    (run / "model").mkdir(exist_ok=True)
+    (run / "model" / "config.json").write_text(json.dumps({"model_type": "qwen3_vl", "text_config": {"hidden_size": width}}))
+    (run / "model" / "tokenizer.json").write_text(vocabulary)
+
+
+def test_another_base_model_is_said_first_and_another_version_is_listed(runs, tmp_path, monkeypatch, capsys):
+    for run, width in zip(runs, (2048, 4096), strict=True):
+        _model(run, width)
+    manifest = json.loads((runs[1] / "manifest.json").read_text())
+    (runs[1] / "manifest.json").write_text(json.dumps(manifest | {"versions": {**manifest["versions"], "torch": "2.99"}}))
+    code, printed, _ = call(monkeypatch, capsys, "compare", *runs, "--resamples", 100, "--out", tmp_path / "out")
+    assert code == 0
+    lines = printed.strip().splitlines()
+    assert lines[1].startswith("caution: b has another base model than a (qwen3_vl, width 2048")
+    assert any("version of torch: 2.13.0 -> 2.99" in line for line in lines)
+    data = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert len(data["cautions"]) == 1
+    assert "caution" in (tmp_path / "out" / "comparison.html").read_text()
+    same = compare(read_groups([runs[0], shutil.copytree(runs[0], tmp_path / "twin")]), resamples=100).data
+    assert (same["cautions"], same["arms"]["twin"]["differs"]) == ([], [])
+
+
+def test_repeats_of_a_seed_are_all_compared_and_copies_are_refused(runs, tmp_path):
+    arms = [tmp_path / "first", tmp_path / "second"]
+    for arm, source in zip(arms, runs, strict=True):
+        for repeat in range(3):
+            run = shutil.copytree(source, arm / f"r{repeat}")
+            rows = (run / "predictions.jsonl").read_text().splitlines(keepends=True)
+            emptied = [json.dumps(json.loads(row) | {"objects": []}) + "\n" for row in rows[: 8 * repeat]]
+            (run / "predictions.jsonl").write_text("".join(emptied + rows[8 * repeat :]))
+            _finish(run, sigma=8.0 if source == runs[0] else 3.0)
+    data = compare(read_groups(arms), resamples=200).data
+    key = "detection.file.agnostic.f1.50"
+    by_run = [[json.loads((arm / f"r{k}" / "results.json").read_text())[key] for k in range(3)] for arm in arms]
+    assert [data["arms"][arm.name]["metrics"][key]["by_seed"] for arm in arms] == [pytest.approx(values) for values in by_run]
+    assert data["differences"]["second"][key]["by_seed"] == pytest.approx([b - a for a, b in zip(*by_run, strict=True)])
+    assert any("several runs of seed 0" in note for note in data["notes"])
+    shutil.copytree(arms[0] / "r0", arms[0] / "r9")
+    with pytest.raises(ComparisonError, match=r"r9: has the seed and the predictions of .*r0: a copy is no second run"):
+        read_groups(arms)
+
+
+def test_average_precision_has_an_interval_over_photos(runs):
+    data = compare(read_groups(runs), resamples=100).data
+    d = data["differences"]["b"]["coco.constant.ap"]
+    assert d["interval"][0] < d["value"] < d["interval"][1] < 0
+    assert (data["photos"], data["images"]) == (40, 40)
 
 
 def _set_config(run, **sections):
@@ -187,5 +238,7 @@ def test_folders_of_runs_are_arms_with_seeds(runs, tmp_path):
     data = compare(read_groups(arms, "hard"), resamples=200).data
     assert data["baseline"] == "hard"
     assert data["arms"]["soft"]["seeds"] == [0, 1]
-    assert data["differences"]["soft"]["coord_dist/crps"]["interval"] is not None
+    assert data["differences"]["soft"]["detection.file.agnostic.f1.50"]["interval"] is not None
+    # The logs of both seeds are the same file: no spread, and no photos to draw.
+    assert data["differences"]["soft"]["coord_dist/crps"]["interval"] is None
     assert not any("one seed" in note for note in data["notes"])

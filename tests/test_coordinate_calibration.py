@@ -11,10 +11,11 @@ import torch
 from coordexp import distribution
 from coordexp.codec import CoordCodec
 from coordexp.errors import DataError
-from coordexp.evaluate.calibration import calibration_metrics, pit
+from coordexp.evaluate.bootstrap import point
+from coordexp.evaluate.calibration import calibration_scores, pit
 from coordexp.evaluate.distributions import read_distributions
-from coordexp.evaluate.localisation import matched_pairs
-from coordexp.evaluate.samples import Sample
+from coordexp.evaluate.localisation import matched
+from coordexp.evaluate.samples import Sample, flatten
 
 K = 1000
 CODEC = CoordCodec()
@@ -68,9 +69,16 @@ def scenes(tmp_path: Path, spread: float) -> tuple[Path, list[Sample]]:
     return tmp_path / "d", samples
 
 
+def metrics_of(folder: Path, samples: list[Sample], codec: CoordCodec) -> dict[str, float | int | None]:
+    flat = flatten(samples)
+    metrics, ratios = calibration_scores(read_distributions(folder), flat, matched(flat), codec)
+    assert {key: point(ratio) for key, ratio in ratios.items()} == pytest.approx({key: metrics[key] for key in ratios})
+    return metrics
+
+
 def test_a_calibrated_model_covers_what_it_says_and_a_too_sure_one_does_not(tmp_path: Path) -> None:
     folder, samples = scenes(tmp_path, 1.0)
-    metrics = calibration_metrics(read_distributions(folder), samples, matched_pairs(samples), CODEC)
+    metrics = metrics_of(folder, samples, CODEC)
     assert metrics["all.n"] == 1000
     for level in (50, 80, 90, 95):
         assert metrics[f"all.coverage_{level}"] == pytest.approx(level / 100, abs=0.05)
@@ -79,14 +87,14 @@ def test_a_calibrated_model_covers_what_it_says_and_a_too_sure_one_does_not(tmp_
     assert sum(metrics[f"{slot}.n"] for slot in ("x1", "y1", "x2", "y2")) == 1000  # type: ignore[misc]
     assert metrics["rest_mean"] == pytest.approx(0, abs=1e-3)
     folder, samples = scenes(tmp_path, 0.3)
-    sure = calibration_metrics(read_distributions(folder), samples, matched_pairs(samples), CODEC)
+    sure = metrics_of(folder, samples, CODEC)
     assert sure["all.coverage_80"] < 0.5  # type: ignore[operator]
     assert sure["all.pit_ks"] > 0.15  # type: ignore[operator]
 
 
 def test_nothing_matched_is_none_and_n_0(tmp_path: Path) -> None:
     folder, samples = scenes(tmp_path, 1.0)
-    none = calibration_metrics(read_distributions(folder), samples, [(np.zeros(0, int), np.zeros(0, int))] * 250, CODEC)
+    none = calibration_scores(read_distributions(folder), flatten(samples), (np.zeros(0, int), np.zeros(0, int)), CODEC)[0]
     assert (none["all.n"], none["all.coverage_80"], none["pit_histogram.0"]) == (0, None, None)
 
 
@@ -94,7 +102,7 @@ def test_damaged_or_missing_distributions_are_one_line(tmp_path: Path) -> None:
     folder, samples = scenes(tmp_path, 1.0)
     (folder / "1.npz").unlink()
     with pytest.raises(DataError, match=r"image 'im100': expected those of objects\[0\], x1, got none"):
-        calibration_metrics(read_distributions(folder), samples, matched_pairs(samples), CODEC)
+        metrics_of(folder, samples, CODEC)
     (folder / "1.npz").write_bytes((folder / "0.npz").read_bytes()[:100])
     with pytest.raises(DataError, match=r"d/1\.npz: expected distributions") as caught:
         list(read_distributions(folder))
@@ -108,4 +116,4 @@ def test_damaged_or_missing_distributions_are_one_line(tmp_path: Path) -> None:
 def test_distributions_over_another_grid_are_refused(tmp_path: Path) -> None:
     folder, samples = scenes(tmp_path, 1.0)
     with pytest.raises(DataError, match="expected 1001 bins, those of norm1000, got 1000"):
-        calibration_metrics(read_distributions(folder), samples, matched_pairs(samples), CoordCodec(1001, "norm1000"))
+        metrics_of(folder, samples, CoordCodec(1001, "norm1000"))

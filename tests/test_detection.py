@@ -12,19 +12,14 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scipy import stats
 
 from coordexp.boxes import iou_matrix
-from coordexp.evaluate.bootstrap import Ratio, draws, intervals
+from coordexp.evaluate.bootstrap import Interval, Ratio, draws, intervals, wilson
 from coordexp.evaluate.coco import COCO_KEYS, coco_metrics
-from coordexp.evaluate.detection import (
-    THRESHOLDS,
-    MatchCounts,
-    Sample,
-    count_matches,
-    macro_metrics,
-    match,
-    micro_metrics,
-)
+from coordexp.evaluate.detection import MatchCounts, count_matches, macro_metrics, micro_metrics
+from coordexp.evaluate.matching import THRESHOLDS, match
+from coordexp.evaluate.samples import Sample, flatten
 
 
 def make_sample(rng: np.random.Generator, name: str, *, labels: str = "abc", most: int = 5, scored: bool = True) -> Sample:
@@ -89,7 +84,7 @@ def test_match_counts_iou_equal_to_the_threshold() -> None:
 def test_counts_equal_brute_force_by_image_and_threshold(class_aware: bool) -> None:
     rng = np.random.default_rng(5)
     samples = [make_sample(rng, str(i), most=4) for i in range(25)]
-    counts = count_matches(samples, "file", class_aware=class_aware)
+    counts = count_matches(flatten(samples), class_aware=class_aware)
     for i, sample in enumerate(samples):
         iou = iou_matrix(sample.pred_boxes["file"], sample.true_boxes)
         if class_aware:
@@ -120,16 +115,16 @@ def test_micro_metrics_are_ratios_of_pooled_counts_and_their_mean_over_threshold
 def test_nothing_on_one_side_is_zero_and_nothing_at_all_is_none(
     true: tuple[str, ...], pred: tuple[str, ...], f1: float | None, precision: float | None, recall: float | None
 ) -> None:
-    metrics = micro_metrics(count_matches([empty_sample(true, pred)], "file", class_aware=True))
+    metrics = micro_metrics(count_matches(flatten([empty_sample(true, pred)]), class_aware=True))
     assert (metrics["f1.50"], metrics["precision.50"], metrics["recall.50"]) == (f1, precision, recall)
     assert metrics["f1.mean"] == f1
 
 
 def test_macro_keeps_classes_without_predictions_and_no_invented_classes() -> None:
     samples = [empty_sample(("a",), ("a",)), empty_sample(("b",), ("invented",))]
-    counts = count_matches(samples, "file", class_aware=True)
+    counts = count_matches(flatten(samples), class_aware=True)
     assert macro_metrics(counts) == {f"macro_f1.{key}": 0.5 for key in ("50", "75", "90", "95", "mean")}
-    assert macro_metrics(count_matches([empty_sample((), ("a",))], "file", class_aware=True))["macro_f1.50"] is None
+    assert macro_metrics(count_matches(flatten([empty_sample((), ("a",))]), class_aware=True))["macro_f1.50"] is None
 
 
 def pycocotools_stats(samples: list[Sample], constant: bool) -> np.ndarray:
@@ -173,7 +168,7 @@ def test_coco_metrics_equal_pycocotools(seed: int, mode: str) -> None:
     flipped.pred_boxes["file"] = flipped.pred_boxes["file"][:, [2, 3, 0, 1]]
     samples.append(Sample("z", 100, 100, (), flipped.true_boxes, ("a",), flipped.pred_boxes, np.array([0.5])))
     reference = pycocotools_stats(samples, mode == "constant")
-    got = coco_metrics(samples, "constant" if mode == "constant" else "file")
+    got = coco_metrics(flatten(samples), "constant" if mode == "constant" else "file")
     assert list(got) == list(COCO_KEYS)
     for value, expected in zip(got.values(), reference, strict=False):
         assert (-1 if value is None else value) == pytest.approx(expected, abs=1e-12)
@@ -187,36 +182,51 @@ def test_coco_metrics_equal_pycocotools_with_ties_crowds_and_empty_images_togeth
     # Scores on a grid of a tenth: ties within and between images.
     samples = [s if s.scores is None else dataclasses.replace(s, scores=np.round(s.scores, 1)) for s in samples]
     reference = pycocotools_stats(samples, mode == "constant")
-    got = coco_metrics(samples, "constant" if mode == "constant" else "file")
+    got = coco_metrics(flatten(samples), "constant" if mode == "constant" else "file")
     for value, expected in zip(got.values(), reference, strict=False):
         assert (-1 if value is None else value) == pytest.approx(expected, abs=1e-9)
 
 
 def test_coco_metrics_are_silent_and_defined_without_boxes(capfd: pytest.CaptureFixture[str]) -> None:
-    assert set(coco_metrics([empty_sample()], "constant").values()) == {None}
-    assert coco_metrics([empty_sample((), ("a",))], "constant")["ap"] is None
-    assert coco_metrics([empty_sample(("a",))], "constant")["ap"] == 0
-    assert coco_metrics([empty_sample(("a",), ("a",))], "constant")["ap"] == pytest.approx(1)
+    assert set(coco_metrics(flatten([empty_sample()]), "constant").values()) == {None}
+    assert coco_metrics(flatten([empty_sample((), ("a",))]), "constant")["ap"] is None
+    assert coco_metrics(flatten([empty_sample(("a",))]), "constant")["ap"] == 0
+    assert coco_metrics(flatten([empty_sample(("a",), ("a",))]), "constant")["ap"] == pytest.approx(1)
     assert capfd.readouterr() == ("", "")
 
 
 def test_coco_file_mode_needs_scores() -> None:
     with pytest.raises(ValueError, match="without scores"):
-        coco_metrics([empty_sample((), ("a",))], "file")
+        coco_metrics(flatten([empty_sample((), ("a",))]), "file")
 
 
 def test_intervals_equal_resampling_the_images_one_by_one() -> None:
     rng = np.random.default_rng(3)
-    numerator, denominator = rng.random((12, 3)), rng.random((12, 3)) + 0.5
-    got = intervals({"x": Ratio(numerator, denominator)}, resamples=300, seed=7)["x"]
-    values = []
+    denominator = rng.random((12, 3)) + 0.5
+    numerator = denominator * rng.random((12, 3))
+    got = intervals({"x": Ratio(numerator, denominator)}, resamples=300, seed=7)["x"].bounds
+    error = intervals({"x": Ratio(numerator[:, :1], denominator[:, :1], rate=False)}, resamples=300, seed=7)["x"].bounds
+    values, studentised = [], []
+    value = (numerator.sum(axis=0) / denominator.sum(axis=0)).mean()
+
+    def mean_and_error(x: np.ndarray, d: np.ndarray) -> tuple[float, float]:
+        return x.sum() / d.sum(), np.sqrt(((x - x.sum() / d.sum() * d) ** 2).sum()) / d.sum()
+
+    mean, own = mean_and_error(numerator[:, 0], denominator[:, 0])
     for block in draws(12, resamples=300, seed=7):
         assert (block.sum(axis=1) == 12).all()
         for draw in block.astype(int):
             chosen = np.repeat(np.arange(12), draw)
             values.append((numerator[chosen].sum(axis=0) / denominator[chosen].sum(axis=0)).mean())
+            drawn, spread = mean_and_error(numerator[chosen, 0], denominator[chosen, 0])
+            studentised.append((drawn - mean) / spread)
     assert len(values) == 300
-    assert got == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))
+    # A share: Wilson's interval of as many trials as give the variance of the draws, with Student's t of 11.
+    trials = value * (1 - value) / (np.var(values, ddof=1) * 12 / 11)
+    assert got == pytest.approx(wilson(value, trials, stats.t.ppf(0.975, 11)))
+    # Another number: bootstrap-t.
+    low, high = np.percentile(studentised, [2.5, 97.5])
+    assert error == pytest.approx((mean - own * high, mean - own * low))
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
@@ -224,7 +234,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     hits = 0
     for trial in range(200):
         values = rng.normal(2.0, 1.0, (60, 1))
-        bounds = intervals({"x": Ratio(values, np.ones((60, 1)))}, resamples=200, seed=trial)["x"]
+        bounds = intervals({"x": Ratio(values, np.ones((60, 1)), rate=False)}, resamples=200, seed=trial)["x"].bounds
         assert bounds is not None
         hits += bounds[0] <= 2.0 <= bounds[1]
     assert 0.88 <= hits / 200 <= 0.99
@@ -234,10 +244,12 @@ def test_intervals_are_none_where_most_resamples_are_undefined() -> None:
     one = np.zeros((5, 1))
     one[0] = 1
     found = intervals({"rare": Ratio(one, one), "sure": Ratio(one, one + 1)}, resamples=100, seed=0)
-    assert found["rare"] is None
-    assert found["sure"] is not None
-    assert intervals({"single": Ratio(one[:1], one[:1])}, resamples=10, seed=0) == {"single": None}
-    with pytest.raises(ValueError, match="same images"):
+    assert found["rare"].bounds is None
+    assert found["rare"].note is not None
+    assert found["rare"].note.startswith("none: undefined in ")
+    assert found["sure"].bounds is not None
+    assert intervals({"single": Ratio(one[:1], one[:1])}, resamples=10, seed=0) == {"single": Interval(None, "none: 1 photo")}
+    with pytest.raises(ValueError, match="same photos"):
         intervals({"a": Ratio(one, one), "b": Ratio(one[:2], one[:2])}, resamples=10, seed=0)
 
 
@@ -278,8 +290,8 @@ def test_coco_metrics_with_crowds_equal_pycocotools() -> None:
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    metrics = coco_metrics(samples, "file")
-    plain = coco_metrics([dataclasses.replace(s, crowd_labels=(), crowd_boxes=np.zeros((0, 4))) for s in samples], "file")
+    metrics = coco_metrics(flatten(samples), "file")
+    plain = coco_metrics(flatten([dataclasses.replace(s, crowd_labels=(), crowd_boxes=np.zeros((0, 4))) for s in samples]), "file")
     assert metrics["ap"] == pytest.approx(evaluation.stats[0], abs=1e-12)
     assert metrics["ap50"] == pytest.approx(evaluation.stats[1], abs=1e-12)
     assert metrics["ar100"] == pytest.approx(evaluation.stats[8], abs=1e-12)
@@ -290,12 +302,12 @@ def test_a_box_without_a_match_inside_a_crowd_is_ignored_by_share_of_its_own_are
     boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [45, 0, 55, 10]], dtype=float)
     crowd = np.array([[0, 0, 50, 50]], dtype=float)
     sample = Sample("x", 100, 100, ("a",), boxes[:1], ("a", "a", "a"), {"file": boxes}, None, ("a",), crowd)
-    counts = count_matches([sample], "file", class_aware=True)
+    counts = count_matches(flatten([sample]), class_aware=True)
     # The first is matched, the second wholly inside, the third half: ignored at .5 alone.
     assert counts.predicted[0].tolist() == [1] + [2] * 9
     assert counts.class_predicted["a"].tolist() == [1] + [2] * 9
     assert counts.tp[0].tolist() == [1] * 10
     assert micro_metrics(counts)["precision.50"] == 1
     other = dataclasses.replace(sample, crowd_labels=("b",))
-    assert count_matches([other], "file", class_aware=True).predicted[0].tolist() == [3] * 10
-    assert count_matches([other], "file", class_aware=False).predicted[0].tolist() == [1] + [2] * 9
+    assert count_matches(flatten([other]), class_aware=True).predicted[0].tolist() == [3] * 10
+    assert count_matches(flatten([other]), class_aware=False).predicted[0].tolist() == [1] + [2] * 9

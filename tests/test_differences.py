@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from coordexp.evaluate.bootstrap import Ratio, point, resampled
+from coordexp.evaluate.bootstrap import Ratio, point, resampled, wilson
 from coordexp.runs.differences import Difference, Measured, difference, holm, interval_of
+
+
+def runs(*seeds):
+    """One run a seed."""
+    return tuple((seed, 0) for seed in seeds)
 
 
 def _arm(rng, hard, seed_effects, *, resamples, shift=0.0):
@@ -22,7 +28,7 @@ def _arm(rng, hard, seed_effects, *, resamples, shift=0.0):
         found = rng.binomial(objects, np.clip(hard + effect + shift, 0.01, 0.99))
         ratios.append(Ratio(found[:, None].astype(float), objects[:, None].astype(float)))
     draws = [resampled({"recall": ratio}, len(hard), resamples=resamples, seed=7)["recall"] for ratio in ratios]
-    return Measured(tuple(range(len(ratios))), tuple(point(ratio) for ratio in ratios), np.stack(draws), len(hard))
+    return Measured(runs(*range(len(ratios))), tuple(point(ratio) for ratio in ratios), np.stack(draws), len(hard), len(hard))
 
 
 def _contains_zero(seeds, spread, *, images, simulations, resamples):
@@ -40,7 +46,7 @@ def test_the_bootstrap_interval_of_two_identical_arms_contains_0_in_95_percent_o
     assert 0.93 <= share <= 0.97  # 2.6 standard errors of 800 cases
 
 
-def test_with_seeds_that_differ_it_still_does_and_an_interval_over_images_alone_does_not():
+def test_with_seeds_that_differ_it_still_does_and_an_interval_over_photos_alone_does_not():
     for seeds, spread in ((2, 0.1), (3, 0.05), (5, 0.1)):
         assert _contains_zero(seeds, spread, images=150, simulations=400, resamples=200) >= 0.935
     rng, inside = np.random.default_rng(5), 0
@@ -74,7 +80,7 @@ def test_the_detectable_difference_is_found_in_four_of_five_cases():
 
 
 def test_a_metric_of_one_number_a_run_has_the_paired_t_interval_over_seeds():
-    a, b = Measured((0, 1, 2, 3), (1.0, 1.4, 0.9, 1.2)), Measured((0, 1, 2, 3), (1.3, 1.5, 1.4, 1.4))
+    a, b = Measured(runs(0, 1, 2, 3), (1.0, 1.4, 0.9, 1.2)), Measured(runs(0, 1, 2, 3), (1.3, 1.5, 1.4, 1.4))
     got = difference(b, a)
     reference = stats.ttest_rel(b.values, a.values)
     assert got.p == pytest.approx(reference.pvalue, rel=1e-12)
@@ -85,8 +91,8 @@ def test_a_metric_of_one_number_a_run_has_the_paired_t_interval_over_seeds():
 
 def test_seeds_are_paired_by_what_they_are_and_only_those_that_both_arms_have_count():
     draws = np.random.default_rng(0).normal(size=(3, 400))
-    a = Measured((0, 1, 2), (1.0, 2.0, 3.0), draws, 50)
-    b = Measured((2, 0), (3.5, 1.2), draws[[2, 0]] + 0.5, 50)
+    a = Measured(runs(0, 1, 2), (1.0, 2.0, 3.0), draws, 50)
+    b = Measured(runs(2, 0), (3.5, 1.2), draws[[2, 0]] + 0.5, 50)
     got = difference(b, a)
     assert got.by_seed == pytest.approx((0.2, 0.5))
     assert got.value == pytest.approx(0.35)
@@ -94,7 +100,7 @@ def test_seeds_are_paired_by_what_they_are_and_only_those_that_both_arms_have_co
 
 
 def test_other_seeds_are_compared_unpaired_by_welch():
-    a, b = Measured((0, 1, 2), (1.0, 1.4, 0.9)), Measured((3, 4, 5, 6), (1.3, 1.9, 1.4, 1.2))
+    a, b = Measured(runs(0, 1, 2), (1.0, 1.4, 0.9)), Measured(runs(3, 4, 5, 6), (1.3, 1.9, 1.4, 1.2))
     got, reference = difference(b, a), stats.ttest_ind(b.values, a.values, equal_var=False)
     assert got.by_seed == ()
     assert got.p == pytest.approx(reference.pvalue, rel=1e-12)
@@ -118,21 +124,36 @@ def test_images_and_seeds_add_in_quadrature_and_p_is_the_level_that_reaches_0():
 
 
 def test_one_seed_and_no_images_says_nothing():
-    got = difference(Measured((0,), (1.0,)), Measured((0,), (2.0,)))
+    got = difference(Measured(runs(0), (1.0,)), Measured(runs(0), (2.0,)))
     assert (got.value, got.interval, got.p, got.detectable, got.seed_sd) == (-1.0, None, None, None, None)
-    assert interval_of(Measured((0,), (1.0,))) is None
+    assert interval_of(Measured(runs(0), (1.0,))) is None
 
 
-def test_runs_that_agree_exactly_differ_by_nothing():
-    values = Measured((0, 1), (0.5, 0.6), np.tile(np.linspace(0, 1, 50), (2, 1)), 20)
+def test_without_any_variation_a_share_may_still_differ_by_three_in_n_and_an_error_is_unknown():
+    values = Measured(runs(0, 1), (0.5, 0.5), np.full((2, 50), 0.5), 20, 20)
     got = difference(values, values)
-    assert (got.value, got.interval, got.p, got.detectable) == (0.0, (0.0, 0.0), 1.0, 0.0)
+    bound = 1 - 0.05 ** (1 / 20)
+    assert (1 - bound) ** 20 == pytest.approx(0.05)  # what is met at least in 95 of 100 sets of 20 photos
+    assert got.interval == pytest.approx((-bound, bound))
+    assert (got.value, got.p, got.detectable) == (0.0, 1.0, None)
+    other = replace(values, values=(1.0, 1.0), draws=np.ones((2, 50)))
+    assert difference(other, values).interval == pytest.approx((0.5 - bound, 0.5 + bound))
+    assert difference(other, values).p == stats.binomtest(20, 20).pvalue
+    assert interval_of(other) == pytest.approx(wilson(1.0, 20))
+    error = replace(values, trials=None)
+    assert (difference(error, error).interval, difference(error, error).p, interval_of(error)) == (None, None, None)
+
+
+def test_repeats_of_one_seed_are_paired_in_their_order():
+    a = Measured(((0, 0), (0, 1), (0, 2)), (0.2, 0.4, 0.9))
+    b = Measured(((0, 1), (0, 0), (0, 2)), (0.5, 0.3, 1.0))
+    assert difference(b, a).by_seed == pytest.approx((0.1, 0.1, 0.1))
 
 
 def test_a_metric_that_most_resamples_leave_undefined_has_no_interval():
     draws = np.full((1, 100), np.nan)
     draws[0, :20] = 1.0
-    got = difference(Measured((0,), (1.0,), draws, 5), Measured((0,), (1.0,), draws, 5))
+    got = difference(Measured(runs(0), (1.0,), draws, 5), Measured(runs(0), (1.0,), draws, 5))
     assert (got.interval, got.p) == (None, None)
 
 

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordexp.data.rows import RecordObject
 from coordexp.errors import ComparisonError
 from coordexp.evaluate.grounding import inside
 from coordexp.evaluate.options import EvaluateOptions
@@ -69,6 +68,33 @@ def test_of_several_scored_boxes_the_best_scored_one_is_the_answer(tmp_path: Pat
     assert evaluate(tmp_path, [record(0, box(*BOX))], predictions)["grounding.file.acc.90"] == 1
 
 
+def test_phrases_that_mean_nothing_or_several_objects_are_judged_as_in_grefcoco(tmp_path: Path) -> None:
+    other = [40.0, 40.0, 60.0, 60.0]
+    records = [record(0, box(*BOX)), record(1), record(2), record(3, box(*BOX), box(*other)), record(4, box(*BOX), box(*other))]
+    predictions = [answer(0, box(*BOX)), answer(1), answer(2, box(*BOX)), answer(3, box(*other), box(*BOX)), answer(4, box(*BOX))]
+    results = evaluate(tmp_path, records, predictions)
+    assert results["notes"][0] == "grounding: every record has any number of objects and metadata.phrase"
+    # Accuracy is of the one phrase that means one object; exact: right boxes, all of them, and none beside them.
+    assert (results["grounding.file.acc.50"], results["grounding.file.exact.50"]) == (1, 3 / 5)
+    assert (results["grounding.no_target_acc"], results["grounding.target_acc"], results["grounding.answered"]) == (1 / 2, 1, 4 / 5)
+    # Two phrases of five without an object: too many draws hold none.
+    assert results["interval_notes"]["grounding.no_target_acc"].startswith("none: undefined in ")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "per_image.jsonl").read_text().splitlines()]
+    assert [row["iou_file"] for row in rows] == [1, None, None, None, None]
+    assert [row["exact_file"] for row in rows] == [True, True, False, True, False]
+
+
+def test_phrases_of_one_picture_are_drawn_together(tmp_path: Path) -> None:
+    records = [record(i, box(*BOX)) | {"images": [f"{i // 7}.png"]} for i in range(140)]
+    predictions = [answer(i, box(*(BOX if i // 7 % 2 else [50, 50, 60, 60]))) for i in range(140)]
+    clustered = evaluate(tmp_path, records, predictions)
+    apart = evaluate(tmp_path, [record(i, box(*BOX)) for i in range(140)], predictions)
+    assert (clustered["counts"]["effective"], clustered["counts"]["photos"], apart["counts"]["photos"]) == (140, 20, 140)
+    widths = [high - low for low, high in (r["intervals.grounding.file.acc.50"] for r in (clustered, apart))]
+    assert widths[0] > 2 * widths[1]
+    assert not [key for key in clustered if key.startswith(("coco", "tide", "lvis", "voc"))]
+
+
 def test_readouts_and_polygons_are_grounded_too(tmp_path: Path) -> None:
     records = [record(0, {"desc": "x", "poly": TRIANGLE})]
     results = evaluate(tmp_path, records, [answer(0, box(50, 50, 60, 60, readouts={"median": [10, 10, 30, 30]}))])
@@ -98,7 +124,12 @@ def test_pointing_is_a_point_in_the_box_or_the_polygon(tmp_path: Path) -> None:
             r"r\.jsonl:2: metadata\.phrase: expected a text",
         ),
         ([record(0, box(*BOX), phrase=3)], [answer(0)], r"r\.jsonl:1: metadata\.phrase: expected a text"),
-        ([record(0, box(*BOX), box(*BOX))], [answer(0)], r"r\.jsonl:1: objects: expected the one object"),
+        (
+            [record(0, box(*BOX), box(*BOX))],
+            [answer(0, {"desc": "x", "point_2d": [1, 1]})],
+            r"r\.jsonl:1: objects: expected the one object of metadata\.phrase for a point, got 2",
+        ),
+        ([record(0, box(*BOX, iscrowd=True))], [answer(0)], r"r\.jsonl:1: objects: expected single objects"),
         ([record(0, {"desc": "x", "point_2d": [1, 1]})], [answer(0, box(*BOX))], r"objects\[0\] is a point_2d"),
         (
             [record(0, box(*BOX)), record(1, box(*BOX))],
@@ -126,4 +157,4 @@ def test_a_point_is_in_a_triangle_when_it_is_on_one_side_of_all_its_edges(corner
     turns = [turn(corners[k], corners[(k + 1) % 3]) for k in range(3)]
     expected = all(t >= 0 for t in turns) or all(t <= 0 for t in turns)
     values = tuple(float(v) for corner in corners for v in corner)
-    assert inside((float(x), float(y)), RecordObject("x", "poly", values)) == expected
+    assert inside((float(x), float(y)), values) == expected

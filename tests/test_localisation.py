@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from coordexp.codec import CoordCodec
-from coordexp.evaluate.detection import Sample
-from coordexp.evaluate.health import health_metrics, repeats
-from coordexp.evaluate.localisation import edge_errors, localisation_metrics, matched_pairs
+from coordexp.evaluate.bootstrap import points
+from coordexp.evaluate.health import health_numbers, health_ratios, repeats
+from coordexp.evaluate.localisation import EdgeErrors, edge_errors, localisation_metrics, matched, matched_pairs
 from coordexp.evaluate.predictions import PredictedObject, Prediction
+from coordexp.evaluate.samples import Sample, flatten
 
 CODEC = CoordCodec()
 
@@ -20,13 +21,18 @@ def scene(shift: list[float], window: list[float] | None = None) -> Sample:
     return Sample("a", 200, 100, ("a", "b"), true, ("a", "a"), boxes, None)
 
 
+def errors_of(samples: list[Sample], readout: str) -> EdgeErrors:
+    flat = flatten(samples)
+    return edge_errors(flat, matched(flat), readout, CODEC)
+
+
 def test_no_images_have_no_pairs():
     assert matched_pairs([]) == []
 
 
 def test_errors_are_predicted_minus_true_in_pixels_and_bins_of_each_side() -> None:
     samples = [scene([1.0, -2.0, 3.0, 4.0])]
-    errors = edge_errors(samples, matched_pairs(samples), "file", CODEC)
+    errors = errors_of(samples, "file")
     np.testing.assert_allclose(errors.px, np.tile([1.0, -2.0, 3.0, 4.0], (2, 1)))
     np.testing.assert_allclose(errors.bins, errors.px / [200, 100, 200, 100] * 999)
     assert errors.image.tolist() == [0, 0]
@@ -34,7 +40,7 @@ def test_errors_are_predicted_minus_true_in_pixels_and_bins_of_each_side() -> No
 
 def test_metrics_by_slot_pool_all_images_and_keep_the_sign_of_the_bias() -> None:
     samples = [scene([1.0, 0, 0, 0]), scene([0.0, 0, 0, 0]), scene([5.0, 0, 0, 0])]
-    metrics = localisation_metrics(edge_errors(samples, matched_pairs(samples), "file", CODEC))
+    metrics = localisation_metrics(errors_of(samples, "file"))
     assert metrics["x1.mean_px"] == pytest.approx(2)
     assert metrics["x1.median_px"] == pytest.approx(1)
     assert metrics["x1.p90_px"] == pytest.approx(np.percentile([1, 1, 0, 0, 5, 5], 90))
@@ -43,7 +49,7 @@ def test_metrics_by_slot_pool_all_images_and_keep_the_sign_of_the_bias() -> None
     assert metrics["all.mean_px"] == pytest.approx(0.5)
     assert metrics["all.signed_bias_bins"] == pytest.approx(0.5 / 200 * 999)
     mirrored = [scene([-1.0, 0, 0, 0])]
-    bias = localisation_metrics(edge_errors(mirrored, matched_pairs(mirrored), "file", CODEC))["all.signed_bias_bins"]
+    bias = localisation_metrics(errors_of(mirrored, "file"))["all.signed_bias_bins"]
     assert bias is not None
     assert bias < 0
 
@@ -51,7 +57,7 @@ def test_metrics_by_slot_pool_all_images_and_keep_the_sign_of_the_bias() -> None
 def test_all_readouts_are_measured_on_the_pairs_of_the_file_boxes() -> None:
     # The window readout is far off, yet stays paired, because pairs come from bbox_2d.
     samples = [scene([1.0, 0, 0, 0], window=[90.0, 90.0, 90.0, 90.0])]
-    errors = edge_errors(samples, matched_pairs(samples), "window", CODEC)
+    errors = errors_of(samples, "window")
     np.testing.assert_allclose(errors.px, 90)
 
 
@@ -62,7 +68,7 @@ def test_pairs_are_class_agnostic_and_need_half_overlap() -> None:
 
 def test_metrics_without_a_pair_are_none() -> None:
     samples = [scene([70.0, 0, 70.0, 0])]
-    metrics = localisation_metrics(edge_errors(samples, matched_pairs(samples), "file", CODEC))
+    metrics = localisation_metrics(errors_of(samples, "file"))
     assert {value for key, value in metrics.items() if not key.endswith(".n")} == {None}
     assert {value for key, value in metrics.items() if key.endswith(".n")} == {0}
 
@@ -96,9 +102,16 @@ def thing(desc: str, *box: float) -> PredictedObject:
 
 def test_duplicates_need_the_same_description_and_nearly_the_same_box() -> None:
     objects = (thing("a", 0, 0, 9, 9), thing("a", 0, 0, 9, 9), thing("b", 0, 0, 9, 9), thing("a", 0, 0, 9, 9), thing("a", 0, 0, 9, 5))
-    again, longest = repeats([boxes_of(row(objects=objects)), boxes_of(row()), boxes_of(row(objects=objects[:1]))])
+    again, longest = repeats(flatten([boxes_of(row(objects=objects)), boxes_of(row()), boxes_of(row(objects=objects[:1]))]))
     assert again.tolist() == [2, 0, 0]
     assert longest.tolist() == [3, 0, 1]
+
+
+def health_metrics(rows: list[Prediction]) -> dict[str, float | int | None]:
+    flat = flatten([boxes_of(r) for r in rows])
+    again, longest = repeats(flat)
+    found = {**points(health_ratios(rows, flat.by_image(flat.pred_image), again)), **health_numbers(rows, flat)}
+    return found | {"max_repeat": int(longest.max())}
 
 
 def test_health_counts_rows_and_boxes() -> None:
@@ -108,7 +121,7 @@ def test_health_counts_rows_and_boxes() -> None:
         row(problems={"bad_object": 1}, objects=(thing("b", 0, 0, 5, 5),)),
         row(problems={}, error="image cannot be read", states_error=True),
     ]
-    assert health_metrics(rows, [boxes_of(r) for r in rows]) == {
+    assert health_metrics(rows) == {
         "parse_rate": 0.25,
         "empty_rate": 0.5,
         "truncation_rate": 0.5,
@@ -125,6 +138,6 @@ def test_health_counts_rows_and_boxes() -> None:
 
 def test_health_is_none_where_no_row_says() -> None:
     rows = [row(), row()]
-    metrics = health_metrics(rows, [boxes_of(r) for r in rows])
+    metrics = health_metrics(rows)
     assert [metrics[key] for key in ("parse_rate", "truncation_rate", "tokens_per_image", "duplicate_rate")] == [None] * 4
     assert metrics["empty_rate"] == 1

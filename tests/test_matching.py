@@ -12,10 +12,10 @@ from test_detection import brute_force, crowded, empty_sample, make_sample
 from coordexp.boxes import iou_matrix
 from coordexp.codec import CoordCodec
 from coordexp.evaluate.buckets import BIN_SIZES, COCO_SIZES, CROWDING, bucket_metrics
-from coordexp.evaluate.coco import coco_metrics, coco_table, lvis_metrics, tide_metrics
+from coordexp.evaluate.coco import coco_metrics, lvis_metrics, tide_metrics
 from coordexp.evaluate.detection import count_matches, ignorable, macro_metrics, macro_ratio, micro_metrics
 from coordexp.evaluate.matching import THRESHOLDS, candidates, match, match_all
-from coordexp.evaluate.ranking import ap_intervals, rank, weighted_ap
+from coordexp.evaluate.ranking import ap_intervals, class_ap, mean_ap, rank, rank_voc
 from coordexp.evaluate.samples import Federated, Sample, flatten
 
 NO_BOXES = np.zeros((0, 4))
@@ -44,7 +44,7 @@ def random_samples(seed: int, n: int = 40) -> list[Sample]:
 @pytest.mark.parametrize("seed", range(8))
 def test_matching_all_images_at_once_equals_matching_one_by_one(seed: int) -> None:
     samples = random_samples(seed)
-    flat = flatten(samples, "file")
+    flat = flatten(samples)
     found = candidates(flat)
     for threshold in THRESHOLDS:
         pred, true = match_all(found, flat, threshold)
@@ -104,7 +104,7 @@ def test_f1_tables_equal_a_slow_reference(seed: int, class_aware: bool) -> None:
     rng = np.random.default_rng(seed)
     samples = [(tangled if i % 2 else make_sample)(rng, str(i)) for i in range(16)]
     samples += [empty_sample(("never predicted",)), empty_sample((), ("invented",)), empty_sample()]
-    counts = count_matches(samples, "file", class_aware=class_aware)
+    counts = count_matches(flatten(samples), class_aware=class_aware)
     metrics, slow = micro_metrics(counts), slow_f1(samples, class_aware)
     for name in ("f1", "precision", "recall"):
         for key, index in (("50", 0), ("75", 5), ("90", 8), ("95", 9)):
@@ -114,64 +114,114 @@ def test_f1_tables_equal_a_slow_reference(seed: int, class_aware: bool) -> None:
         macro = macro_metrics(counts)
         assert macro["macro_f1.50"] == pytest.approx(slow["macro"][0], abs=1e-12)
         assert macro["macro_f1.mean"] == pytest.approx(sum(slow["macro"]) / 10, abs=1e-12)
-        ratio = macro_ratio(counts, flatten(samples, "file"))
+        ratio = macro_ratio(counts, flatten(samples))
         assert ratio is not None
         assert (ratio.numerator.sum(axis=0) / ratio.denominator.sum(axis=0)).mean() == pytest.approx(macro["macro_f1.50"])
 
 
 def test_no_prediction_gives_zeros_and_an_image_without_truth_counts() -> None:
-    counts = count_matches([empty_sample(("a", "a")), empty_sample()], "file", class_aware=True)
+    counts = count_matches(flatten([empty_sample(("a", "a")), empty_sample()]), class_aware=True)
     assert set((micro_metrics(counts) | macro_metrics(counts)).values()) == {0.0}
-    assert coco_metrics([empty_sample(("a",))], "constant")["ap"] == 0
-    with_extra = count_matches([empty_sample(("a",), ("a",)), empty_sample((), ("a",))], "file", class_aware=True)
+    assert coco_metrics(flatten([empty_sample(("a",))]), "constant")["ap"] == 0
+    with_extra = count_matches(flatten([empty_sample(("a",), ("a",)), empty_sample((), ("a",))]), class_aware=True)
     assert micro_metrics(with_extra)["precision.50"] == 0.5
 
 
-@pytest.mark.parametrize("constant", [False, True])
+def scored(samples: list[Sample]) -> list[Sample]:
+    """The same with scores on a grid of a tenth: ties within and between images."""
+    whole = [s if s.scores is not None else dataclasses.replace(s, scores=np.ones(len(s.pred_labels))) for s in samples]
+    return [dataclasses.replace(s, image_id=str(i), scores=np.round(s.scores, 1)) for i, s in enumerate(whole) if s.scores is not None]
+
+
+@pytest.mark.parametrize("mode", ["constant", "file"])
 @pytest.mark.parametrize("seed", range(6))
-def test_the_ranking_behind_ap_intervals_gives_the_engines_ap_and_that_of_a_drawn_data_set(seed: int, constant: bool) -> None:
+def test_the_ranking_behind_ap_intervals_gives_the_engines_ap_of_all_photos_and_of_any_part(seed: int, mode: str) -> None:
     rng = np.random.default_rng(seed)
-    samples = [s if s.scores is not None else dataclasses.replace(s, scores=np.ones(len(s.pred_labels))) for s in random_samples(seed)]
-    # Scores with ties.
-    samples = [dataclasses.replace(s, scores=np.round(s.scores, 1)) for s in samples if s.scores is not None]
-    flat = flatten(samples, "file")
+    samples = scored(random_samples(seed))
+    flat = flatten(samples)
     found = candidates(flat)
     same = found.where(flat.pred_label[found.pred] == flat.true_label[found.true])
-    ranked = rank(samples, flat, same, ignorable(samples, "file", class_aware=True), constant=constant)
-    mode = "constant" if constant else "file"
-    whole = np.mean([weighted_ap(r, np.ones((1, len(samples)))) for r in ranked], axis=0)[0]
-    metrics = coco_metrics(samples, mode)
-    assert whole.mean() == pytest.approx(metrics["ap"], abs=1e-12)
-    assert (whole[0], whole[5]) == (pytest.approx(metrics["ap50"], abs=1e-12), pytest.approx(metrics["ap75"], abs=1e-12))
-    weights = rng.multinomial(len(samples), np.full(len(samples), 1 / len(samples)))
-    drawn = [dataclasses.replace(s, image_id=f"{i}-{k}") for i, s in enumerate(samples) for k in range(weights[i])]
-    values = np.array([weighted_ap(r, weights[None].astype(float))[0] for r in ranked])
-    again = coco_metrics(drawn, mode)
-    # In the drawn set copies of a box follow each other one by one; counted together they may skip a precision in between.
-    assert np.nanmean(values) == pytest.approx(again["ap"], abs=0.02)
-    ends = ap_intervals(ranked, len(samples), metrics, resamples=40, seed=0)["ap"]
+    ranked = rank(flat, same, ignorable(flat, class_aware=True), constant=mode == "constant")
+    assert mean_ap(ranked) == pytest.approx({key: coco_metrics(flat, mode)[key] for key in ("ap", "ap50", "ap75")}, abs=1e-12)
+    for _ in range(4):
+        chosen = rng.choice(len(samples), 25, replace=False)
+        engine = coco_metrics(flatten([samples[i] for i in sorted(chosen)]), mode)
+        assert mean_ap(ranked, chosen) == pytest.approx({key: engine[key] for key in ("ap", "ap50", "ap75")}, abs=1e-12)
+    ends = ap_intervals(ranked, resamples=40, seed=0)["ap"].bounds
     assert ends is not None
-    assert ends[0] < metrics["ap"] < ends[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("coordexp.evaluate.ranking._CELLS", 50)
-        assert ap_intervals(ranked, len(samples), metrics, resamples=40, seed=0)["ap"] == pytest.approx(ends, abs=1e-12)
+    assert ends[0] < mean_ap(ranked)["ap"] < ends[1]
+
+
+def _split(sample: Sample, hard: np.ndarray) -> Sample:
+    """The difficult objects of a sample as its crowds, which is where difficult objects stand."""
+    labels = [tuple(itertools.compress(sample.true_labels, which)) for which in (~hard, hard)]
+    boxes = [sample.true_boxes[which] for which in (~hard, hard)]
+    return dataclasses.replace(sample, true_labels=labels[0], true_boxes=boxes[0], crowd_labels=labels[1], crowd_boxes=boxes[1])
+
+
+def slow_voc(samples: list[Sample], difficult: list[np.ndarray], label: str, points: int | None) -> float:
+    """The devkit's loop over one class: detections from the best score down, each at the true box it overlaps most."""
+    free = [np.ones(len(s.true_labels), dtype=bool) for s in samples]
+    found = sorted(((-s.scores[k], i, k) for i, s in enumerate(samples) for k, v in enumerate(s.pred_labels) if v == label))
+    right, wrong, curve = 0, 0, []
+    wanted = sum(v == label and not d for s, ds in zip(samples, difficult, strict=True) for v, d in zip(s.true_labels, ds, strict=True))
+    for _, i, k in found:
+        own = [t for t, v in enumerate(samples[i].true_labels) if v == label]
+        ious = iou_matrix(samples[i].pred_boxes["file"][k : k + 1], samples[i].true_boxes[own])[0] if own else np.zeros(0)
+        best = own[int(ious.argmax())] if own and ious.max() >= 0.5 else None
+        if best is not None and difficult[i][best]:
+            continue
+        if best is not None and free[i][best]:
+            free[i][best] = False
+            right += 1
+        else:
+            wrong += 1
+        curve.append((right / wanted, right / (right + wrong)))
+    if points is not None:
+        return float(np.mean([max((p for r, p in curve if r >= least), default=0.0) for least in np.linspace(0, 1, points)]))
+    area, last = 0.0, 0.0
+    for k, (recall, _) in enumerate(curve):
+        area += (recall - last) * max(p for _, p in curve[k:])
+        last = recall
+    return area
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_voc_average_precision_equals_the_devkits_loop_with_difficult_objects(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    samples = [dataclasses.replace(s, scores=rng.permutation(1000)[: len(s.pred_labels)] / 1000) for s in scored(random_samples(seed))]
+    samples = [dataclasses.replace(s, scores=s.scores + i * 1e-6) for i, s in enumerate(samples)]
+    marks = [rng.random(len(s.true_labels)) < 0.3 for s in samples]
+    flat = flatten([_split(s, hard) for s, hard in zip(samples, marks, strict=True)])
+    ranked = rank_voc(dataclasses.replace(flat, difficult=np.ones(len(flat.crowd_image), dtype=bool)), constant=False)
+    wanted = sorted({flat.labels[k] for k in flat.true_label.tolist()})
+    slow = {key: np.mean([slow_voc(samples, marks, label, points) for label in wanted]) for key, points in (("ap07", 11), ("ap12", None))}
+    assert mean_ap(ranked) == pytest.approx(slow, abs=1e-12)
 
 
 def test_at_most_a_hundred_boxes_of_a_class_count_in_the_ranking() -> None:
     box = np.array([[0.0, 0.0, 50.0, 50.0]])
     far = np.repeat(np.array([[60.0, 60.0, 90.0, 90.0]]), 100, axis=0)
     sample = Sample("x", 100, 100, ("a",), box, ("a",) * 101, {"file": np.concatenate([far, box])}, np.linspace(1, 0.5, 101))
-    flat = flatten([sample], "file")
-    ranked = rank([sample], flat, candidates(flat), ignorable([sample], "file", class_aware=True), constant=False)
-    assert weighted_ap(ranked[0], np.ones((1, 1))).max() == coco_metrics([sample], "file")["ap"] == 0
+    flat = flatten([sample])
+    ranked = rank(flat, candidates(flat), ignorable(flat, class_aware=True), constant=False)
+    assert class_ap(ranked).max() == coco_metrics(flat, "file")["ap"] == 0
+
+
+def test_official_areas_decide_small_medium_and_large() -> None:
+    box = np.array([[0.0, 0.0, 40.0, 40.0]])
+    flat = flatten([Sample("x", 100, 100, ("a",), box, ("a",), {"file": box}, None)])
+    assert (coco_metrics(flat, "constant")["aps"], coco_metrics(flat, "constant")["apm"]) == (None, pytest.approx(1))
+    masked = dataclasses.replace(flat, area=np.array([900.0]))
+    assert (coco_metrics(masked, "constant")["aps"], coco_metrics(masked, "constant")["apm"]) == (pytest.approx(1), None)
 
 
 def test_buckets_split_the_boxes_and_each_says_its_n() -> None:
     samples = random_samples(5)
-    flat = flatten(samples, "file")
+    flat = flatten(samples)
     for class_aware in (False, True):
-        counts = count_matches(samples, "file", class_aware=class_aware)
-        metrics = bucket_metrics(counts, flat, samples, CoordCodec())
+        counts = count_matches(flatten(samples), class_aware=class_aware)
+        metrics = bucket_metrics(counts, flat, CoordCodec())
         true = int(counts.true.sum())
         assert sum(int(metrics[f"size.{b[0]}.n"] or 0) for b in COCO_SIZES) == true
         assert sum(int(metrics[f"bins.{b[0]}.n"] or 0) for b in BIN_SIZES) == true
@@ -185,8 +235,8 @@ def test_a_matched_box_belongs_to_the_size_of_its_true_box() -> None:
     true = np.array([[0.0, 0.0, 31.0, 31.0], [50.0, 50.0, 60.0, 60.0]])
     pred = np.array([[0.0, 0.0, 33.0, 33.0], [0.0, 50.0, 10.0, 60.0]])
     sample = Sample("x", 999, 999, ("a", "a"), true, ("a", "a"), {"file": pred}, None)
-    counts = count_matches([sample], "file", class_aware=True)
-    metrics = bucket_metrics(counts, flatten([sample], "file"), [sample], CoordCodec())
+    counts = count_matches(flatten([sample]), class_aware=True)
+    metrics = bucket_metrics(counts, flatten([sample]), CoordCodec())
     assert (metrics["size.small.f1.50"], metrics["size.small.n"]) == (0.5, 2)
     assert (metrics["size.medium.f1.50"], metrics["size.medium.n"]) == (None, 0)
     # 31 pixels of 999 are 31 bins.
@@ -204,7 +254,7 @@ def test_tide_names_each_kind_of_error() -> None:
             Sample("x", 100, 100, ("a",), box, labels, {"file": pred}, None),
             Sample("y", 100, 100, ("b",), far, ("b",), {"file": far}, None),
         ]
-        found = tide_metrics(coco_table(samples, "constant"))
+        found = tide_metrics(flatten(samples), "constant")
         return {k.removeprefix("count."): int(v) for k, v in found.items() if k.startswith("count.") and v}
 
     assert kinds(box, ("a",)) == {}
@@ -251,18 +301,18 @@ FREQUENCY = {"a": "f", "b": "c", "c": "r"}
     ],
 )
 def test_lvis_rules_by_hand(samples: list[Sample], expected: dict[str, float | None], f1: float) -> None:
-    metrics = lvis_metrics(samples, "file")
+    metrics = lvis_metrics(flatten(samples), "file")
     assert {key: metrics[key] for key in expected} == {key: None if v is None else pytest.approx(v) for key, v in expected.items()}
-    assert micro_metrics(count_matches(samples, "file", class_aware=True))["f1.50"] == pytest.approx(f1)
+    assert micro_metrics(count_matches(flatten(samples), class_aware=True))["f1.50"] == pytest.approx(f1)
 
 
 def test_lvis_a_false_box_of_an_absent_category_that_outranks_the_true_one_halves_precision() -> None:
     false = lvis_sample("1", "a", "ab", negative="b")
     late = dataclasses.replace(lvis_sample("2", "b", "b"), scores=np.array([0.1]))
-    assert lvis_metrics([false, late], "file")["ap"] == pytest.approx((1 + 0.5) / 2)
+    assert lvis_metrics(flatten([false, late]), "file")["ap"] == pytest.approx((1 + 0.5) / 2)
     unjudged = dataclasses.replace(false, federated=Federated(frozenset(), frozenset()))
-    assert lvis_metrics([unjudged, late], "file")["ap"] == pytest.approx(1)
-    assert coco_metrics([unjudged, late], "file")["ap"] == pytest.approx((1 + 0.5) / 2)
+    assert lvis_metrics(flatten([unjudged, late]), "file")["ap"] == pytest.approx(1)
+    assert coco_metrics(flatten([unjudged, late]), "file")["ap"] == pytest.approx((1 + 0.5) / 2)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -281,11 +331,11 @@ def test_lvis_equals_its_definition_as_coco_with_the_boxes_removed_that_are_not_
         reduced.append(
             dataclasses.replace(sample, pred_labels=labels, pred_boxes=boxes, scores=sample.scores[np.array(judged, dtype=bool)])
         )
-    found, expected = lvis_metrics(samples, "file"), coco_metrics(reduced, "file")
+    found, expected = lvis_metrics(flatten(samples), "file"), coco_metrics(flatten(reduced), "file")
     for key in ("ap", "ap50", "ap75", "aps", "apm", "apl"):
         assert found[key] == (None if expected[key] is None else pytest.approx(expected[key], abs=1e-9))
-    flat = flatten(samples, "file")
+    flat = flatten(samples)
     pairs = candidates(flat)
     same = pairs.where(flat.pred_label[pairs.pred] == flat.true_label[pairs.true])
-    ranked = rank(samples, flat, same, ignorable(samples, "file", class_aware=True), constant=False, lvis=True)
-    assert np.mean([weighted_ap(r, np.ones((1, 20))) for r in ranked]) == pytest.approx(found["ap"], abs=1e-12)
+    ranked = rank(flat, same, ignorable(flat, class_aware=True), constant=False, lvis=True)
+    assert mean_ap(ranked)["ap"] == pytest.approx(found["ap"], abs=1e-12)

@@ -180,7 +180,8 @@ def test_points_of_every_readout_are_looked_up_in_the_region(tmp_path):
     row = {"width": 100, "height": 100, "score_source": None,
            "objects": [{"desc": "cup", "point_2d": [50, 50], "readouts": {"median": [15, 15], "argmax": [50, 50]}}]}  # fmt: skip
     for name, content in (("r.jsonl", truth), ("p.jsonl", row)):
-        (tmp_path / name).write_text("".join(json.dumps(content | {"image_id": i}) + "\n" for i in "ab"))
+        rows = [content | {"image_id": i} | ({"images": [f"{i}.png"]} if "images" in content else {}) for i in "ab"]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     results = evaluate_files(tmp_path / "p.jsonl", tmp_path / "r.jsonl", EvaluateOptions(bootstrap=50), out=tmp_path / "out")
     assert (results["pointing.acc"], results["pointing.argmax.acc"], results["pointing.median.acc"]) == (0, 0, 1)
     assert "intervals.pointing.median.acc" in results

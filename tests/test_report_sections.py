@@ -261,7 +261,7 @@ def test_size_figure_takes_the_finer_division_that_has_boxes() -> None:
 def answers(run_dir: Path, problems: dict[int, dict[str, int]]) -> tuple[list[Any], dict[str, Prediction]]:
     records = list(read_records(run_dir / "data/test.jsonl").records)
     rows = read_predictions(run_dir / "predictions.jsonl")
-    changed = [Prediction(**{**vars(row), "problems": problems.get(i, {})}) for i, row in enumerate(rows)]
+    changed = [replace(row, problems=problems.get(i, {})) for i, row in enumerate(rows)]
     return records, {row.image_id: row for row in changed}
 
 
@@ -278,7 +278,7 @@ def test_failures_count_kinds_and_images_by_true_objects(run_dir: Path) -> None:
     for kind, images in (("bad object", (1, 4)), ("truncated", (0, 1))):
         expected = Counter(str(len(records[i].objects)) for i in images)
         assert [n for n, _ in rows[kind].cells] == [expected[label] for label, _ in found.columns]
-    silent = {key: Prediction(**{**vars(p), "problems": None, "states_error": False}) for key, p in predictions.items()}
+    silent = {key: replace(p, problems=None, states_error=False) for key, p in predictions.items()}
     assert parse_failures(records, silent) is None
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from coordexp import distribution
 from coordexp.errors import ComparisonError, ConfigError, DataError
+from coordexp.evaluate.bootstrap import wilson
 from coordexp.evaluate.options import EvaluateOptions
 from coordexp.evaluate.predictions import READOUT_NAMES, read_predictions
 from coordexp.evaluate.result import best_readout, evaluate_files, headline, write_results
@@ -94,7 +95,10 @@ def test_results_hold_the_contract_keys_and_numbers(files: Files, tmp_path: Path
                 assert {f"detection.{readout}.{mode}.{name}.{t}" for t in ("50", "75", "90", "95", "mean")} <= results.keys()
         assert f"detection.{readout}.aware.macro_f1.mean" in results
         assert f"detection.{readout}.agnostic.macro_f1.mean" not in results
-    assert {f"coco.constant.{k}" for k in ("ap", "ap50", "ap75", "aps", "apm", "apl", "ar1", "ar10", "ar100")} <= results.keys()
+    assert {f"coco.constant.{k}" for k in ("ap", "ap50", "ap75", "ar1", "ar10", "ar100")} <= results.keys()
+    # Only boxes are known here.
+    assert {f"coco.constant.box_area.{k}" for k in ("aps", "apm", "apl")} <= results.keys()
+    assert {"voc.constant.ap07", "voc.constant.ap12", "detection.file.aware.f1_rex_omni.mean"} <= results.keys()
     assert not [key for key in results if key.startswith("coco.file")]
     # A shift of 8 px leaves an IoU of 32^2 / (2 40^2 - 32^2) = 0.47; one of 1 px leaves 0.906.
     assert results["detection.file.agnostic.f1.50"] == 0
@@ -108,9 +112,10 @@ def test_results_hold_the_contract_keys_and_numbers(files: Files, tmp_path: Path
     assert "intervals.localisation.median.all.mean_bins" not in results
     assert results["health.parse_rate"] == 1
     assert results["health.empty_rate"] == pytest.approx(1 / 12)
-    boxes = {"true_boxes": 22, "crowd_regions": 0, "predicted_boxes": 22}
-    assert results["counts"] == {"original": 12, "effective": 12, "failed": 0, **boxes, "classes": 2}
-    flat = {key: value for key, value in results.items() if key not in ("counts", "provenance", "per_class", "notes", "task")}
+    boxes = {"true_boxes": 22, "crowd_regions": 0, "difficult": 0, "predicted_boxes": 22}
+    assert results["counts"] == {"original": 12, "effective": 12, "photos": 12, "failed": 0, **boxes, "classes": 2}
+    nested = ("counts", "provenance", "per_class", "notes", "task", "interval_notes")
+    flat = {key: value for key, value in results.items() if key not in nested}
     assert all(value is None or isinstance(value, int | float | list) for value in flat.values())
 
 
@@ -141,6 +146,8 @@ def test_intervals_surround_the_number_are_seeded_and_can_be_left_out(files: Fil
     plain = evaluate_files(*paths, EvaluateOptions(bootstrap=0), out=None)
     keys = [f"detection.file.{m}.{t}" for m in ("aware", "agnostic") for t in ("f1.50", "f1.mean", "precision.50", "recall.50")]
     keys += ["detection.file.aware.macro_f1.50", "coco.constant.ap", "coco.constant.ap50", "coco.constant.ap75"]
+    keys += ["voc.constant.ap07", "voc.constant.ap12", "health.boxes_per_image"]
+    keys += [f"health.{name}_rate" for name in ("parse", "empty", "truncation", "arity", "duplicate")]
     keys += [f"localisation.file.all.{k}" for k in ("mean_bins", "mean_px", "signed_bias_bins")]
     assert sorted(key for key in first if key.startswith("intervals.")) == sorted(f"intervals.{key}" for key in keys)
     for key in keys:
@@ -153,19 +160,26 @@ def test_intervals_surround_the_number_are_seeded_and_can_be_left_out(files: Fil
 
 
 def test_a_statistic_under_unit_weights_is_the_reported_number(files: Files) -> None:
-    # One image repeated: every resample is the same set, so the interval closes on the number itself.
+    # One picture copied: no draw differs from another. A share still has an interval, of 6 trials; an error has none.
     records, predictions = make_rows(2)
     for name in ("median", "argmax"):
         for item in predictions[1]["objects"]:
             item["bbox_2d"] = item["readouts"][name] = [v - 5 for v in item["bbox_2d"]]
     copies = [[row[1] | {"image_id": f"c{i}"} for i in range(6)] for row in (records, predictions)]
+    for i, row in enumerate(copies[0]):
+        row["images"] = [f"img/{i}.png"]
     results = evaluate_files(*files(*copies), OPTIONS, out=None)
     bounds = {key.removeprefix("intervals."): value for key, value in results.items() if key.startswith("intervals.")}
-    assert len(bounds) == 3 * 12 + 3
-    # But for AP: an image drawn three times puts three of its boxes in a row, and the ranking is another one.
-    for key, (low, high) in ((key, ends) for key, ends in bounds.items() if not key.startswith("coco")):
-        assert low == pytest.approx(results[key])
-        assert high == pytest.approx(results[key])
+    assert bounds["detection.file.aware.f1.50"] == pytest.approx(wilson(0.5, 6))
+    assert bounds["detection.file.agnostic.f1.50"] == pytest.approx(wilson(1.0, 6))
+    assert results["interval_notes"]["detection.file.agnostic.f1.50"] == "Wilson's, of 6 trials: no variation between photos"
+    assert "localisation.file.all.mean_bins" not in bounds
+    assert results["interval_notes"]["localisation.file.all.mean_bins"] == "none: no variation between photos"
+    assert any("10 of " in note and "numbers have no interval" in note for note in results["notes"])
+    # The same records of one picture are one photo, of which nothing can be drawn.
+    alone = evaluate_files(*files([row | {"images": ["img/0.png"]} for row in copies[0]], copies[1]), OPTIONS, out=None)
+    assert (alone["counts"]["original"], alone["counts"]["photos"]) == (6, 1)
+    assert not [key for key in alone if key.startswith("intervals.")]
 
 
 def test_scores_in_the_file_add_the_file_mode(files: Files) -> None:
@@ -284,7 +298,7 @@ def test_best_readout_is_by_agnostic_f1_and_headline_names_it(files: Files) -> N
     assert best_readout(results) == "median"
     rows = dict(headline(results))
     assert rows["images"] == "12 of 12"
-    assert rows["F1@.5 class-agnostic (median)"] == "1.000 [1.000, 1.000]"
+    assert rows["F1@.5 class-agnostic (median)"] == "1.000 [0.741, 1.000]"
     assert rows["F1@.5 class-aware (median)"].startswith("0.500 [")
     assert rows["edge error of matched boxes, bins (median)"] == "undefined"
     assert "COCO AP, scores of the file" not in rows

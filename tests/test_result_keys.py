@@ -15,7 +15,7 @@ from coordexp.evaluate.predictions import READOUT_NAMES
 from coordexp.evaluate.result import evaluate_files
 
 
-def _results(folder, task, scored=True):
+def _results(folder, task, scored=True, areas=False):
     """Results with everything a task can have: scores, all readouts, LVIS metadata and distributions of boxes."""
     rng = np.random.default_rng(3)
     records, predictions, slots = [], [], []
@@ -32,6 +32,10 @@ def _results(folder, task, scored=True):
         found = {"desc": ("cat", "cow")[i % 3 == 0], "bbox_2d": moved, "score": 0.5, "readouts": dict.fromkeys(READOUT_NAMES, moved)}
         if not scored:
             del found["score"]
+        if areas:
+            records[-1]["objects"][0]["area"] = 0.7 * side * side
+        if task == "grounding" and i == 29:
+            records[-1]["objects"] = []
         if task == "pointing":
             point = [x + side / 2, y + side / 2]
             found = {"desc": "cat", "point_2d": point, "readouts": dict.fromkeys(READOUT_NAMES, point)}
@@ -58,8 +62,9 @@ def _best(key):
 
 def test_the_registry_is_what_evaluations_write(tmp_path):
     written = set()
-    for task, scored in (("detection", True), ("detection", False), ("grounding", True), ("pointing", True)):
-        results = _results(tmp_path / f"{task}-{scored}", task, scored)
+    kinds = [("detection", 1, 0), ("detection", 0, 0), ("detection", 1, 1), ("grounding", 1, 0), ("pointing", 1, 0)]
+    for number, (task, scored, areas) in enumerate(kinds):
+        results = _results(tmp_path / str(number), task, scored, areas)
         assert results["task"] == task
         written |= {key for key, value in results.items() if "." in key and (value is None or isinstance(value, int | float))}
     written = {key for key in written if not key.startswith("health.problems.")}

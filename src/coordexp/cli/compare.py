@@ -30,10 +30,10 @@ def compare(
         Path | None,
         typer.Option(metavar="DIR", help="Folder for comparison.json and comparison.html.", show_default="the A/B's, else the current one"),
     ] = None,
-    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of the images.")] = 10_000,
+    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of the photos.")] = 10_000,
     as_json: AsJson = False,
 ) -> None:
-    """Compare finished runs on the same held-out images, with intervals over images and seeds."""
+    """Compare finished runs on the same held-out photos, with intervals over photos and seeds."""
     import json
 
     from rich.console import Console
@@ -60,7 +60,13 @@ def show(result: Compared, console: Console) -> None:
     from coordexp.runs.comparison_page import signed, value_text
 
     data = result.data
-    console.print(f"\n{data['name']}: baseline {data['baseline']}, {data['images']} images", highlight=False, markup=False)
+    what = f"{data['photos']} photos, {data['images']} records"
+    console.print(f"\n{data['name']}: baseline {data['baseline']}, {what}", highlight=False, markup=False)
+    for line in data["cautions"]:
+        console.print(f"caution: {line}", style="bold", highlight=False, markup=False, soft_wrap=True)
+    for arm, content in data["arms"].items():
+        if content["differs"]:
+            console.print(f"{arm} differs: {'; '.join(content['differs'])}", highlight=False, markup=False, soft_wrap=True)
     width = max(map(len, data["arms"]))
     for key in data["headline"]:
         metric = data["metrics"][key]

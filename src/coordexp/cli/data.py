@@ -188,7 +188,7 @@ def render(
         from coordexp.errors import DataError
         from coordexp.evaluate.origin import check_origin
         from coordexp.evaluate.predictions import read_predictions
-        from coordexp.evaluate.samples import check_sizes
+        from coordexp.evaluate.samples import check_size
 
         rows = read_predictions(predictions)
         by_id = {row.image_id: row for row in rows}
@@ -197,7 +197,8 @@ def render(
             raise DataError(
                 f"{predictions}: expected predictions of the records of {file}, found none: give the file they were predicted from"
             )
-        check_sizes([by_id[record.image_id] for record in known], known)
+        for record in known:
+            check_size(by_id[record.image_id], record)
         every = {record.image_id: record for record in read_records(file, check_images=False).records}
         if by_id.keys() <= every.keys():
             check_origin(rows, every, predictions, file)

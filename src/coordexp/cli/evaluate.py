@@ -20,7 +20,7 @@ def evaluate(
     predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="predictions.jsonl.")],
     data: Annotated[Path, typer.Option(metavar="RECORDS", help="The records they were made for; the images are not needed.")],
     out: Annotated[Path, typer.Option(help="Folder for results.json, per_image.jsonl and table.md.")],
-    bootstrap: Annotated[int, typer.Option(min=0, help="Number of resamples of the images for the intervals; 0: none.")] = 1000,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Number of resamples of the photos for the intervals; 0: none.")] = 1000,
     seed: Seed = 0,
     match: Annotated[str, typer.Option(help="How descriptions are compared: exact (normalised) or semantic.")] = "exact",
     match_model: Annotated[Path | None, typer.Option(help="Folder of a text model, for --match semantic.", show_default="none")] = None,

@@ -27,7 +27,9 @@ from coordexp.data.rows import Record, RecordObject, RowReader, read_row, size_p
 from coordexp.data.staging import atomic_text
 from coordexp.errors import ConfigError, DataError
 
-__all__ = ["Record", "RecordFile", "RecordObject", "check_records", "open_image", "read_records", "verify_images", "write_records"]
+__all__ = [
+    "Record", "RecordFile", "RecordObject", "check_records", "iter_records", "open_image", "read_records", "verify_images", "write_records",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,25 @@ def read_records(
     if not lines:
         raise DataError(f"{path}: expected one JSON record a line, got an empty file")
     return RecordFile(tuple(records), tuple(skipped))
+
+
+def iter_records(path: Path) -> Iterator[Record]:
+    """The records of a file one by one, as :func:`read_records` with ``check_images=False`` gives them, none kept, links not followed.
+
+    Raises:
+        DataError: as there.
+    """
+    path = Path(path)
+    reader = RowReader(path.parent.resolve(), check_images=False, follow=False)
+    empty = True
+    for source, line, _ in _lines(path):
+        record, faults = _read(reader, line, source)
+        if record is None:
+            raise DataError(faults[0])
+        empty = False
+        yield record
+    if empty:
+        raise DataError(f"{path}: expected one JSON record a line, got an empty file")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RecordObject:
     """One annotated object; ``values`` are pixels, x and y in turn. A ``crowd`` region and a ``difficult`` object are never a training
     target. ``area`` is the object's own area in pixels squared, where the source has it."""
@@ -90,9 +90,11 @@ def read_row(line: bytes, source: str) -> dict[str, Any]:
 class RowReader:
     """Reads the rows of one file: knows its folder, which ids it has seen and where linked images may lie."""
 
-    def __init__(self, folder: Path, *, check_images: bool) -> None:
+    def __init__(self, folder: Path, *, check_images: bool, follow: bool = True) -> None:
+        """``follow=False``: nobody will open the images, so links are not followed; paths are checked as they are written."""
         self.folder = folder
         self.check_images = check_images
+        self.follow = follow
         self._seen: dict[str, str] = {}
         self._roots: tuple[Path, ...] | None = None
 
@@ -131,7 +133,10 @@ class RowReader:
         name = _text(images[0], f"{source}: images[0]")
         inside = not os.path.isabs(name) and "\0" not in name
         image = self.folder
-        if inside:
+        if inside and not self.follow:
+            image = Path(os.path.normpath(os.path.join(self.folder, name)))
+            inside = image != self.folder and image.is_relative_to(self.folder)
+        elif inside:
             try:
                 path = self.folder / name
                 image = path.resolve()
@@ -194,6 +199,9 @@ def _objects(items: Any, source: str, sides: Sequence[int | None], faults: list[
 
 
 def _object(item: Any, where: str, sides: Sequence[int | None], faults: list[str]) -> RecordObject | None:
+    box = _plain_box(item, sides)
+    if box is not None:
+        return RecordObject(item["desc"], "bbox_2d", box)
     if not isinstance(item, dict):
         faults.append(f"{where}: expected an object with desc and one of {', '.join(GEOMETRIES)}, got {show(item)}")
         return None
@@ -218,6 +226,20 @@ def _object(item: Any, where: str, sides: Sequence[int | None], faults: list[str
     if len(faults) > before or desc is None:
         return None
     return RecordObject(desc, geometry, tuple(float(value) for value in values), crowd, difficult, None if area is None else float(area))
+
+
+def _plain_box(item: Any, sides: Sequence[int | None]) -> tuple[float, ...] | None:
+    """The values of an object that is just a description and a sound box, by far the most frequent; None sends it through all checks."""
+    width, height = sides
+    if not isinstance(item, dict) or len(item) != 2 or width is None or height is None:
+        return None
+    desc, box = item.get("desc"), item.get("bbox_2d")
+    if not isinstance(desc, str) or not desc.isascii() or not desc.strip() or not isinstance(box, list) or len(box) != 4:
+        return None
+    x1, y1, x2, y2 = box
+    if type(x1) is type(y1) is type(x2) is type(y2) is float and 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height:
+        return x1, y1, x2, y2
+    return None
 
 
 def _value_faults(geometry: Geometry, values: Any, where: str, sides: Sequence[int | None]) -> list[str]:

@@ -1,8 +1,7 @@
-"""F1, precision and recall by the size of the object and by how crowded the image is, each with its n."""
+"""F1, precision and recall by size and shape of the object and by how crowded the image is, each with its n."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -11,13 +10,15 @@ from coordexp.boxes import area
 from coordexp.codec import CoordCodec
 from coordexp.evaluate.detection import MatchCounts, micro_metrics
 from coordexp.evaluate.matching import THRESHOLDS
-from coordexp.evaluate.samples import BoolArray, Flat, FloatArray, IntArray, Sample
+from coordexp.evaluate.samples import BoolArray, Flat, FloatArray, IntArray
 
 # COCO's areas: small below 32 squared pixels, large from 96 squared on.
 COCO_SIZES: Final[tuple[tuple[str, float, float], ...]] = (("small", 0, 32), ("medium", 32, 96), ("large", 96, np.inf))
 BIN_SIZES: Final[tuple[tuple[str, float, float], ...]] = (
     ("0-8", 0, 8), ("8-16", 8, 16), ("16-32", 16, 32), ("32-64", 32, 64), ("64-128", 64, 128), ("128+", 128, np.inf)
 )  # fmt: skip
+# Longer side over shorter one.
+ASPECTS: Final[tuple[tuple[str, float, float], ...]] = (("1-2", 1, 2), ("2-4", 2, 4), ("4-8", 4, 8), ("8+", 8, np.inf))
 CROWDING: Final[tuple[tuple[str, int, int], ...]] = (("0", 0, 0), ("1-5", 1, 5), ("6-10", 6, 10), ("11-20", 11, 20), ("21+", 21, 10**9))
 SHOWN: Final = ("f1.50", "f1.mean", "precision.50", "recall.50")
 
@@ -27,17 +28,24 @@ def sides_px(boxes: FloatArray) -> FloatArray:
     return np.asarray(np.sqrt(area(boxes)))
 
 
-def sides_bins(boxes: FloatArray, image: IntArray, samples: Sequence[Sample], codec: CoordCodec) -> FloatArray:
+def sides_bins(boxes: FloatArray, image: IntArray, flat: Flat, codec: CoordCodec) -> FloatArray:
     """Geometric mean ``[N]`` of width and height in bins of the image's sides."""
-    per_pixel = np.array([codec.scale / np.sqrt(s.width * s.height) for s in samples], dtype=np.float64)
-    return np.asarray(sides_px(boxes) * per_pixel[image])
+    return np.asarray(sides_px(boxes) * (codec.scale / np.sqrt(flat.width * flat.height))[image])
 
 
-def bucket_metrics(counts: MatchCounts, flat: Flat, samples: Sequence[Sample], codec: CoordCodec) -> dict[str, float | int | None]:
-    """``{size,bins,crowding}.<bucket>.{f1.50,f1.mean,precision.50,recall.50,n}``; ``crowding`` has ``images`` too.
+def aspects(boxes: FloatArray) -> FloatArray:
+    """Longer side over shorter one ``[N]``, at least 1; infinite for a box without extent in one direction."""
+    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
+    ratio = np.full(len(boxes), np.inf)
+    np.divide(sides.max(axis=1, initial=0), sides.min(axis=1, initial=np.inf), out=ratio, where=sides.min(axis=1, initial=np.inf) > 0)
+    return ratio
 
-    ``size``: the side ``sqrt(area)`` in pixels, small ``< 32 <=`` medium ``< 96 <=`` large. ``bins``: the same in bins of the
-    grid. A matched predicted box belongs to the bucket of its true box, any other to that of its own size; n is the number
+
+def bucket_metrics(counts: MatchCounts, flat: Flat, codec: CoordCodec) -> dict[str, float | int | None]:
+    """``{size,bins,aspect,crowding}.<bucket>.{f1.50,f1.mean,precision.50,recall.50,n}``; ``crowding`` has ``images`` too.
+
+    ``size``: the box's side ``sqrt(area)`` in pixels, small ``< 32 <=`` medium ``< 96 <=`` large. ``bins``: the same in bins of the
+    grid. ``aspect``: :func:`aspects`. A matched predicted box belongs to the bucket of its true box, any other to its own; n is the number
     of true boxes. ``crowding``: all boxes of the images with that many true boxes.
     """
     result: dict[str, float | int | None] = {}
@@ -46,9 +54,10 @@ def bucket_metrics(counts: MatchCounts, flat: Flat, samples: Sequence[Sample], c
         (
             "bins",
             BIN_SIZES,
-            sides_bins(flat.true_boxes, flat.true_image, samples, codec),
-            sides_bins(flat.pred_boxes, flat.pred_image, samples, codec),
+            sides_bins(flat.true_boxes, flat.true_image, flat, codec),
+            sides_bins(flat.pred_boxes, flat.pred_image, flat, codec),
         ),
+        ("aspect", ASPECTS, aspects(flat.true_boxes), aspects(flat.pred_boxes)),
     )
     for kind, buckets, true_side, pred_side in sizes:
         for name, low, high in buckets:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import numpy as np
 
 from coordexp.codec import CoordCodec
 from coordexp.errors import DataError
+from coordexp.evaluate.bootstrap import Ratio
 from coordexp.evaluate.distributions import SavedDistributions
 from coordexp.evaluate.localisation import SLOTS
-from coordexp.evaluate.samples import FloatArray, IntArray, Sample
+from coordexp.evaluate.samples import Flat, FloatArray, IntArray
 
 COVERAGE: Final[tuple[int, ...]] = (50, 80, 90, 95)
 HISTOGRAM: Final = 10
@@ -27,47 +28,69 @@ def pit(bins: IntArray, probs: FloatArray, center: float, num_bins: int) -> floa
     return float(p[bins < k].sum() + (center + 0.5 - k) * p[bins == k].sum())
 
 
-def calibration_metrics(
-    saved: Iterable[SavedDistributions], samples: Sequence[Sample], pairs: Sequence[tuple[IntArray, IntArray]], codec: CoordCodec
-) -> dict[str, float | int | None]:
+def calibration_scores(
+    saved: Iterable[SavedDistributions], flat: Flat, pairs: tuple[IntArray, IntArray], codec: CoordCodec
+) -> tuple[dict[str, float | int | None], dict[str, Ratio]]:
     """``{x1,y1,x2,y2,all}.{coverage_50,80,90,95, pit_ks, pit_mean, n}``, ``pit_histogram.<0..9>`` (shares) and ``rest_mean``.
 
-    Over the edges of matched pairs only (see :func:`coordexp.evaluate.localisation.matched_pairs`): a box that met nothing has no
+    Over the edges of matched pairs only (see :func:`coordexp.evaluate.localisation.matched`): a box that met nothing has no
     true edge, so these numbers are a little too good. A polygon's edges have no distributions: it is left out.
     ``coverage_L``: the share with ``|PIT - .5| <= L/200``; ``pit_ks``: the largest distance of PIT's distribution function from the
-    uniform one.
+    uniform one. Second: what of ``all`` gets an interval, by image. ``saved`` is read once, nothing of it is kept.
 
     Raises:
         DataError: a matched box without its distributions, or distributions over another number of bins.
     """
-    by_image = {item.image_id: item.rows for item in _on_the_grid(saved, codec)}
-    values: dict[str, list[float]] = {slot: [] for slot in SLOTS}
-    rest: list[float] = []
-    for sample, (predicted, true) in zip(samples, pairs, strict=True):
-        sides = (sample.width, sample.height, sample.width, sample.height)
-        rows = by_image.get(sample.image_id, {})
-        for p, t in zip(predicted.tolist(), true.tolist(), strict=True):
-            if (p, len(SLOTS)) in rows:
-                continue  # more values than a box has
+    number = {image_id: i for i, image_id in enumerate(flat.ids)}
+    edges = np.cumsum(np.bincount(flat.pred_image, minlength=flat.images))
+    partner = np.full(len(flat.pred_image), -1, dtype=np.int64)
+    partner[pairs[0]] = pairs[1]
+    values: list[list[float]] = [[] for _ in SLOTS]
+    images, rest, read = [], [], np.zeros(flat.images, dtype=bool)
+    for item in _on_the_grid(saved, codec):
+        i = number.get(item.image_id)
+        if i is None:
+            continue
+        start = int(edges[i - 1]) if i else 0
+        read[i] = True
+        sides = (int(flat.width[i]), int(flat.height[i])) * 2
+        for p, t in enumerate(partner[start : edges[i]].tolist()):
+            if t < 0 or (p, len(SLOTS)) in item.rows:
+                continue  # met nothing, or more values than a box has
+            images.append(i)
             for s, name in enumerate(SLOTS):
-                row = rows.get((p, s))
+                row = item.rows.get((p, s))
                 if row is None or not row.probs.sum() > 0:
-                    raise DataError(
-                        f"distributions of image {sample.image_id!r}: expected those of objects[{p}], {name}, got none: "
-                        "predict again with --save-distributions"
-                    )
-                values[name].append(pit(row.bins, row.probs, float(codec.to_bin(float(sample.true_boxes[t, s]), sides[s])), codec.num_bins))
+                    raise _missing(item.image_id, p, name)
+                values[s].append(pit(row.bins, row.probs, float(codec.to_bin(float(flat.true_boxes[t, s]), sides[s])), codec.num_bins))
                 rest.append(row.rest)
+    unread = [p for p in pairs[0].tolist() if not read[flat.pred_image[p]]]
+    if unread:
+        i = int(flat.pred_image[unread[0]])
+        raise _missing(flat.ids[i], unread[0] - (int(edges[i - 1]) if i else 0), SLOTS[0])
+    table = np.array(values, dtype=np.float64)
     metrics: dict[str, float | int | None] = {}
-    pooled = {name: np.array(found, dtype=np.float64) for name, found in values.items()}
-    pooled["all"] = np.concatenate(list(pooled.values()))
-    for name, found in pooled.items():
-        metrics |= {f"{name}.{key}": value for key, value in _uniformity(found).items()}
+    pooled = dict(zip(SLOTS, table, strict=True)) | {"all": table.ravel()}
+    for slot, found in pooled.items():
+        metrics |= {f"{slot}.{key}": value for key, value in _uniformity(found).items()}
     everything = pooled["all"]
     shares = np.histogram(np.clip(everything, 0, 1), bins=HISTOGRAM, range=(0, 1))[0]
     metrics |= {f"pit_histogram.{k}": float(n) / everything.size if everything.size else None for k, n in enumerate(shares)}
     metrics["rest_mean"] = float(np.mean(rest)) if rest else None
-    return metrics
+    where = np.array(images, dtype=np.int64)
+    of = 4 * flat.by_image(where)[:, None]
+    ratios = {
+        f"all.coverage_{level}": Ratio(flat.by_image(where, (np.abs(table - 0.5) <= level / 200).sum(axis=0))[:, None], of)
+        for level in COVERAGE
+    }
+    return metrics, ratios | {"all.pit_mean": Ratio(flat.by_image(where, table.sum(axis=0))[:, None], of, rate=False)}
+
+
+def _missing(image_id: str, place: int, slot: str) -> DataError:
+    return DataError(
+        f"distributions of image {image_id!r}: expected those of objects[{place}], {slot}, got none: "
+        "predict again with --save-distributions"
+    )
 
 
 def _on_the_grid(saved: Iterable[SavedDistributions], codec: CoordCodec) -> Iterator[SavedDistributions]:

@@ -15,7 +15,8 @@ import numpy as np
 from hotcoco import COCO, COCOeval
 
 from coordexp.boxes import area
-from coordexp.evaluate.samples import FILE_READOUT, FloatArray, Sample
+from coordexp.evaluate.matching import THRESHOLDS
+from coordexp.evaluate.samples import Federated, Flat, FloatArray
 
 ScoreMode = Literal["constant", "file"]
 
@@ -37,7 +38,13 @@ LVIS_KEYS: Final[dict[str, str]] = {
     "apf": "APf",
     "ar300": "AR@300",
 }
+# What is taken from the areas of the objects: of the annotations, or of their boxes where only those are known.
+AREA_KEYS: Final = ("aps", "apm", "apl")
 TIDE_KINDS: Final[tuple[str, ...]] = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
+
+
+# Categories that the engine takes at a time: its precision of one is 32 kB, of thousands gigabytes.
+_BLOCK: Final = 500
 
 
 @dataclass(frozen=True)
@@ -46,112 +53,112 @@ class ApTable:
 
     metrics: dict[str, float | None]
     per_class: dict[str, float | None]
-    engine: Any
 
 
-def coco_metrics(samples: Sequence[Sample], mode: ScoreMode) -> dict[str, float | None]:
+def coco_metrics(flat: Flat, mode: ScoreMode) -> dict[str, float | None]:
     """COCO box metrics of ``bbox_2d`` as it stands: ``ap``, ``ap50`` .. ``ar100``; None where COCO says -1.
 
     ``constant`` gives every box the score 1.0: the ranking is then the order of the file (the library sorts
     stably), and the number is no match for a detector's AP. ``file`` takes the scores as they stand. Object
-    areas are box areas; classes are descriptions; at most 100 boxes an image count.
+    areas are those of the annotations, else box areas; classes are descriptions; at most 100 boxes an image and class count.
 
     Raises:
-        ValueError: mode ``file`` where a sample has boxes without scores.
+        ValueError: mode ``file`` where boxes have no scores.
     """
-    return coco_table(samples, mode).metrics
+    return coco_table(flat, mode).metrics
 
 
-def coco_table(samples: Sequence[Sample], mode: ScoreMode) -> ApTable:
-    """As :func:`coco_metrics`, with AP by class and the engine for :func:`tide_metrics`."""
-    evaluation = _engine(samples, mode, lvis=False)
-    values = evaluation.get_results(per_class=True)
-    known = {label for s in samples for label in s.true_labels}
-    return ApTable(
-        {key: _defined(values[name]) for key, name in COCO_KEYS.items()},
-        {label: _defined(values[f"AP/{label}"]) for label in sorted(known)},
-        evaluation,
-    )
+def coco_table(flat: Flat, mode: ScoreMode) -> ApTable:
+    """As :func:`coco_metrics`, with AP by class. Classes go through the engine in blocks, so memory does not grow with their number."""
+    truth, found = _files(flat, mode)
+    own = np.unique(flat.true_label)
+    blocks = [_block(truth, found, (own[k : k + _BLOCK] + 1).tolist()) for k in range(0, len(own), _BLOCK)]
+    # [T, K] of all sizes, small, medium, large; recall of at most 100, 1 and 10 boxes.
+    ap = [np.concatenate([np.zeros((len(THRESHOLDS), 0)), *(b[0][:, :, a] for b in blocks)], axis=1) for a in range(4)]
+    recall = [np.concatenate([np.zeros((len(THRESHOLDS), 0)), *(b[1][k] for b in blocks)], axis=1) for k in range(3)]
+    values = (ap[0], ap[0][:1], ap[0][5:6], *ap[1:], recall[1], recall[2], recall[0])
+    by_class = {flat.labels[label]: _defined(ap[0][:, k]) for k, label in enumerate(own.tolist())}
+    return ApTable(dict(zip(COCO_KEYS, map(_defined, values), strict=True)), dict(sorted(by_class.items())))
 
 
-def lvis_metrics(samples: Sequence[Sample], mode: ScoreMode) -> dict[str, float | None]:
+def _block(truth: Any, found: Any, categories: list[int]) -> tuple[FloatArray, tuple[FloatArray, FloatArray, FloatArray]]:
+    """AP ``[T, K, 4]`` by area range, and recalls ``[T, K]`` of at most 100, 1 and 10 boxes; -1 where there is nothing."""
+    made: list[tuple[Any, Any]] = []
+    for most, areas in (([100], None), ([1, 10], 1)):
+        engine: Any = COCOeval(truth, found, "bbox")
+        engine.params.cat_ids = categories
+        engine.params.max_dets = most
+        if areas is not None:
+            # Recall of the few best is of all sizes.
+            engine.params.area_rng, engine.params.area_rng_lbl = engine.params.area_rng[:areas], engine.params.area_rng_lbl[:areas]
+        engine.evaluate()
+        engine.accumulate()
+        made.append((engine.eval["precision"], engine.eval["recall"]))
+    (precision, recall), (_, few) = made
+    return precision[..., 0].mean(axis=1), (recall[:, :, 0, 0], few[:, :, 0, 0], few[:, :, 0, 1])
+
+
+def _defined(values: FloatArray) -> float | None:
+    """Mean of what is not -1, COCO's mark of nothing to measure; None of nothing."""
+    values = values[values > -1]
+    return float(values.mean()) if values.size else None
+
+
+def lvis_metrics(flat: Flat, mode: ScoreMode) -> dict[str, float | None]:
     """LVIS box metrics: ``ap`` .. ``apl``, ``apr``, ``apc``, ``apf`` (rare, common, frequent categories) and ``ar300``.
 
     A category is judged in an image only if it is labelled there or listed as absent; where it is listed as not
     exhaustive, unmatched boxes of it are ignored. At most 300 boxes an image count. Crowds do not exist in LVIS and are left out.
 
     Raises:
-        ValueError: samples without LVIS metadata, or mode ``file`` where a sample has boxes without scores.
+        ValueError: no LVIS metadata, or mode ``file`` where boxes have no scores.
     """
-    values = _engine(samples, mode, lvis=True).get_results()
-    return {key: _defined(values[name]) for key, name in LVIS_KEYS.items()}
+    if flat.federated is None:
+        raise ValueError("the images have no LVIS metadata")
+    engine = COCOeval(*_files(flat, mode, flat.federated), "bbox", lvis_style=True)
+    engine.evaluate()
+    engine.accumulate()
+    engine.summary_lines()  # summarize() without its printing
+    values = engine.get_results()
+    return {key: None if values[name] < 0 else float(values[name]) for key, name in LVIS_KEYS.items()}
 
 
-def _defined(value: float) -> float | None:
-    # COCO writes -1 where there is nothing to measure.
-    return None if value < 0 else float(value)
-
-
-def _engine(samples: Sequence[Sample], mode: ScoreMode, *, lvis: bool) -> Any:
-    labels = {label for s in samples for label in (*s.true_labels, *s.crowd_labels, *s.pred_labels)}
-    for sample in samples if lvis else ():
-        if sample.federated is None:
-            raise ValueError(f"image {sample.image_id!r} has no LVIS metadata")
-        labels |= sample.federated.negative | sample.federated.not_exhaustive
-    category = {label: number for number, label in enumerate(sorted(labels), start=1)}
-    images = [_image(number, sample, category, lvis) for number, sample in enumerate(samples, start=1)]
-    names: list[dict[str, Any]] = [{"id": number, "name": label} for label, number in category.items()]
-    if lvis:
-        frequency = {label: value for s in samples if s.federated for label, value in s.federated.frequency.items()}
-        # The engine wants a frequency on every category; without one it counts in none of the three.
-        names = [{**entry, "frequency": frequency[entry["name"]]} if entry["name"] in frequency else entry for entry in names]
-    truth = _truth(samples, category, images, names, lvis)
-    evaluation = COCOeval(truth, truth.load_res(_detections(samples, mode, category)), "bbox", lvis_style=lvis)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summary_lines()  # summarize() without its printing
-    return evaluation
-
-
-def _image(number: int, sample: Sample, category: dict[str, int], lvis: bool) -> dict[str, Any]:
-    entry: dict[str, Any] = {"id": number, "width": sample.width, "height": sample.height}
-    if lvis and sample.federated is not None:
-        entry["neg_category_ids"] = sorted(category[label] for label in sample.federated.negative)
-        entry["not_exhaustive_category_ids"] = sorted(category[label] for label in sample.federated.not_exhaustive)
-    return entry
-
-
-def _truth(
-    samples: Sequence[Sample], category: dict[str, int], images: list[dict[str, Any]], names: list[dict[str, Any]], lvis: bool
-) -> Any:
-    crowds = [] if lvis else [(n, s.crowd_labels, s.crowd_boxes) for n, s in enumerate(samples, start=1)]
-    parts = [(n, s.true_labels, s.true_boxes) for n, s in enumerate(samples, start=1)] + crowds
-    boxes = np.concatenate([np.zeros((0, 4)), *(part[2] for part in parts)])
-    single = sum(len(s.true_labels) for s in samples)
-    return COCO.from_arrays(
+def _files(flat: Flat, mode: ScoreMode, federated: Sequence[Federated] | None = None) -> tuple[Any, Any]:
+    """Truth and detections as the engine holds them. Category ids are label numbers plus 1."""
+    if mode == "file" and flat.scores is None and len(flat.pred_label):
+        raise ValueError("boxes without scores")
+    labels = list(flat.labels)
+    images: list[dict[str, Any]] = [
+        {"id": n, "width": w, "height": h} for n, (w, h) in enumerate(zip(flat.width.tolist(), flat.height.tolist(), strict=True), start=1)
+    ]
+    frequency: dict[str, str] = {}
+    if federated is not None:
+        number = {label: k for k, label in enumerate(labels, start=1)}
+        for entry, rule in zip(images, federated, strict=True):
+            frequency |= rule.frequency
+            for key, names in (("neg_category_ids", rule.negative), ("not_exhaustive_category_ids", rule.not_exhaustive)):
+                entry[key] = sorted(number.setdefault(label, len(number) + 1) for label in names)
+        labels = list(number)
+    # The engine wants a frequency on every category; without one it counts in none of the three.
+    categories: list[dict[str, Any]] = [{"id": k, "name": label} for k, label in enumerate(labels, start=1)]
+    categories = [entry | {"frequency": frequency[entry["name"]]} if entry["name"] in frequency else entry for entry in categories]
+    crowds = slice(0, 0 if federated is not None else None)
+    boxes = np.concatenate([flat.true_boxes, flat.crowd_boxes[crowds]])
+    single = len(flat.true_image)
+    truth = COCO.from_arrays(
         images,
-        names,
-        np.repeat(np.array([n for n, _, _ in parts], dtype=np.int64), [len(labels) for _, labels, _ in parts]),
-        np.array([category[label] for _, labels, _ in parts for label in labels], dtype=np.int64),
+        categories,
+        np.concatenate([flat.true_image, flat.crowd_image[crowds]]) + 1,
+        np.concatenate([flat.true_label, flat.crowd_label[crowds]]) + 1,
         _xywh(boxes),
-        area=area(boxes),
+        area=np.concatenate([area(flat.true_boxes) if flat.area is None else flat.area, area(flat.crowd_boxes[crowds])]),
         iscrowd=(np.arange(len(boxes)) >= single).astype(np.int64),
     )
-
-
-def _detections(samples: Sequence[Sample], mode: ScoreMode, category: dict[str, int]) -> FloatArray:
-    """``[P, 7]``: image, x, y, width, height, score, category."""
-    for sample in samples if mode == "file" else ():
-        if sample.pred_labels and sample.scores is None:
-            raise ValueError(f"image {sample.image_id!r} has boxes without scores")
-    boxes = np.concatenate([np.zeros((0, 4)), *(s.pred_boxes[FILE_READOUT] for s in samples)])
-    found = np.ones((len(boxes), 7))
-    found[:, 0] = np.repeat(np.arange(1, len(samples) + 1), [len(s.pred_labels) for s in samples])
-    found[:, 1:5] = _xywh(boxes)
-    if mode == "file":
-        found[:, 5] = np.concatenate([np.zeros(0), *(s.scores for s in samples if s.scores is not None)])
-    found[:, 6] = [category[label] for s in samples for label in s.pred_labels]
-    return found
+    found = np.ones((len(flat.pred_image), 7))
+    found[:, 0], found[:, 1:5], found[:, 6] = flat.pred_image + 1, _xywh(flat.pred_boxes), flat.pred_label + 1
+    if mode == "file" and flat.scores is not None:
+        found[:, 5] = flat.scores
+    return truth, truth.load_res(found)
 
 
 def _xywh(boxes: FloatArray) -> FloatArray:
@@ -159,12 +166,14 @@ def _xywh(boxes: FloatArray) -> FloatArray:
     return np.concatenate([boxes[:, :2], np.maximum(boxes[:, 2:] - boxes[:, :2], 0)], axis=1)
 
 
-def tide_metrics(table: ApTable) -> dict[str, float | int]:
+def tide_metrics(flat: Flat, mode: ScoreMode) -> dict[str, float | int]:
     """``{dap,count}.{cls,loc,both,dupe,bkg,miss}``: how much AP50 would gain without an error of that kind, and how many there are.
 
     By TIDE (Bolya et al. 2020) at IoU .5, background below .1: ``cls`` right place, wrong name; ``loc`` right name, IoU between .1 and
     .5; ``both`` the two together; ``dupe`` a true box found before; ``bkg`` nothing there; ``miss`` a true box that no error above covers.
     """
-    found = table.engine.tide_errors(pos_thr=0.5, bg_thr=0.1)
+    engine = COCOeval(*_files(flat, mode), "bbox")
+    engine.evaluate()
+    found = engine.tide_errors(pos_thr=0.5, bg_thr=0.1)
     result: dict[str, float | int] = {f"dap.{kind.lower()}": float(found["delta_ap"][kind]) for kind in TIDE_KINDS}
     return result | {f"count.{kind.lower()}": int(found["counts"][kind]) for kind in TIDE_KINDS}

@@ -5,23 +5,21 @@ Each threshold is matched on its own, see :mod:`coordexp.evaluate.matching`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from scipy import sparse
 
 from coordexp.boxes import area
 from coordexp.evaluate.bootstrap import Ratio
-from coordexp.evaluate.matching import THRESHOLDS, Candidates, candidates, match, match_all
-from coordexp.evaluate.samples import FILE_READOUT, BoolArray, Flat, FloatArray, IntArray, Sample, flatten
-
-__all__ = ["FILE_READOUT", "REPORTED", "THRESHOLDS", "MatchCounts", "Sample", "count_matches", "macro_metrics", "match", "micro_metrics"]
+from coordexp.evaluate.matching import THRESHOLDS, Candidates, candidates, match_all, overlap, overlapping
+from coordexp.evaluate.samples import BoolArray, Flat, FloatArray, IntArray
 
 # Names of the reported thresholds and their index in THRESHOLDS; "mean" is the plain mean over all of them.
 REPORTED: Final[dict[str, int]] = {"50": 0, "75": 5, "90": 8, "95": 9}
-# Most cells of an images x classes table that gets an interval: 160 MB of float64.
-_MACRO_CELLS: Final = 20_000_000
+REX_OMNI: Final = ("50", "95", "mean")
 
 
 @dataclass(frozen=True)
@@ -43,21 +41,18 @@ class MatchCounts:
     ignored: BoolArray | None = None
 
 
-def count_matches(
-    samples: Sequence[Sample], readout: str, *, class_aware: bool, flat: Flat | None = None, found: Candidates | None = None
-) -> MatchCounts:
-    """Match every image at every threshold and count. ``flat`` and ``found`` may be handed in by a caller that has them.
+def count_matches(flat: Flat, *, class_aware: bool, found: Candidates | None = None) -> MatchCounts:
+    """Match every image at every threshold and count. ``found`` (of all labels) may be handed in by a caller that has it.
 
     A predicted box without a match is ignored at a threshold, not false, where that share of its own area lies in one
     crowd region (of its own description, class-aware): COCO's rule for ``iscrowd``. Class-aware with LVIS metadata it is
     ignored, too, where its category is neither labelled nor known to be absent in the image, or not labelled in full.
     """
-    flat = flatten(samples, readout) if flat is None else flat
     found = candidates(flat) if found is None else found
     if class_aware:
         found = found.where(flat.pred_label[found.pred] == flat.true_label[found.true])
     images = flat.images
-    ignored = ignorable(samples, readout, class_aware=class_aware)
+    ignored = ignorable(flat, class_aware=class_aware)
     pairs = tuple(match_all(found, flat, threshold) for threshold in THRESHOLDS)
     tp = np.zeros((images, len(THRESHOLDS)), dtype=np.int64)
     for t, (pred, _) in enumerate(pairs):
@@ -87,31 +82,39 @@ def _by_class(counts: MatchCounts, flat: Flat, ignored: BoolArray) -> None:
             counts.class_predicted[label] = kept[k]
 
 
-def ignorable(samples: Sequence[Sample], readout: str, *, class_aware: bool, federated: bool = True) -> BoolArray:
+def ignorable(flat: Flat, *, class_aware: bool, federated: bool = True) -> BoolArray:
     """``[P, T]``: predicted boxes that would not count as false if they had no match; without ``federated`` by crowds alone."""
-    ends = np.cumsum([0, *(len(s.pred_labels) for s in samples)])
-    result = np.zeros((int(ends[-1]), len(THRESHOLDS)), dtype=bool)
-    for i, sample in enumerate(samples):
-        own = slice(int(ends[i]), int(ends[i + 1]))
-        if sample.crowd_labels and sample.pred_labels:
-            result[own] = _crowd_share(sample, readout, class_aware=class_aware)[:, None] >= np.array(THRESHOLDS)
-        if federated and class_aware and sample.federated is not None:
-            judged = (set(sample.true_labels) | sample.federated.negative) - sample.federated.not_exhaustive
-            result[own] |= np.array([label not in judged for label in sample.pred_labels], dtype=bool)[:, None]
+    result = _crowd_share(flat, class_aware=class_aware)[:, None] >= np.array(THRESHOLDS)
+    if federated and class_aware and flat.federated is not None:
+        result |= ~_judged(flat)[:, None]
     return result
 
 
-def _crowd_share(sample: Sample, readout: str, *, class_aware: bool) -> FloatArray:
+def _judged(flat: Flat) -> BoolArray:
+    """``[P]``: predicted boxes whose category is labelled in their image, or known to be absent, and labelled in full."""
+    number = {label: k for k, label in enumerate(flat.labels)}
+    stride = len(flat.labels)
+
+    def cells(sets: Iterable[tuple[int, frozenset[str]]]) -> IntArray:
+        return np.array([i * stride + number[label] for i, names in sets for label in names if label in number], dtype=np.int64)
+
+    rules = flat.federated or ()
+    wanted = flat.pred_image * stride + flat.pred_label
+    known = np.concatenate([flat.true_image * stride + flat.true_label, cells((i, rule.negative) for i, rule in enumerate(rules))])
+    open_ = cells((i, rule.not_exhaustive) for i, rule in enumerate(rules))
+    return np.asarray(np.isin(wanted, known) & ~np.isin(wanted, open_), dtype=bool)
+
+
+def _crowd_share(flat: Flat, *, class_aware: bool) -> FloatArray:
     """``[P]``: the largest share of each predicted box's area that lies in one crowd region; 0 for a box without area."""
-    boxes = sample.pred_boxes[readout]
-    low = np.maximum(boxes[:, None, :2], sample.crowd_boxes[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], sample.crowd_boxes[None, :, 2:])
-    overlap = np.prod(np.maximum(high - low, 0), axis=-1)
-    if class_aware:
-        overlap = overlap * np.array([[p == c for c in sample.crowd_labels] for p in sample.pred_labels], dtype=bool)
-    own = area(boxes)
-    share = np.zeros(len(boxes))
-    np.divide(overlap.max(axis=1, initial=0), own, out=share, where=own > 0)
+    own = area(flat.pred_boxes)
+    share = np.zeros(len(own))
+    for pred, crowd in overlapping(flat, flat.crowd_image, flat.crowd_boxes) if len(flat.crowd_image) else ():
+        counts = own[pred] > 0
+        if class_aware:
+            counts &= flat.pred_label[pred] == flat.crowd_label[crowd]
+        pred, crowd = pred[counts], crowd[counts]
+        np.maximum.at(share, pred, overlap(flat.pred_boxes[pred], flat.crowd_boxes[crowd]) / own[pred])
     return share
 
 
@@ -153,6 +156,20 @@ def macro_metrics(counts: MatchCounts) -> dict[str, float | None]:
     return metrics
 
 
+def rex_omni_metrics(counts: MatchCounts) -> dict[str, float | None]:
+    """``f1_rex_omni.{50,95,mean}``: the mean of F1 over the classes of the ground truth *whose F1 is above 0* at that threshold.
+
+    ``mean`` is over IoU .5:.05:.95 of that. Classes that are never found are left out, so it is at least macro F1. Written after the
+    description of Rex-Omni's evaluation (2510.12798), whose figures LocateAnything (2605.27365) prints beside its own.
+    """
+    values = np.stack(list(class_f1(counts).values())) if counts.class_true else np.zeros((0, len(THRESHOLDS)))
+    found = (values > 0).sum(axis=0)
+    if not len(values):
+        return dict.fromkeys(f"f1_rex_omni.{key}" for key in REX_OMNI)
+    mean = values.sum(axis=0) / np.maximum(found, 1)
+    return {f"f1_rex_omni.{key}": float(mean.mean() if key == "mean" else mean[REPORTED[key]]) for key in REX_OMNI}
+
+
 def micro_ratio(counts: MatchCounts, name: str, *, first_only: bool = False) -> Ratio:
     """The statistic behind ``<name>.50`` (``first_only``) or ``<name>.mean``, by image: ``f1``, ``precision`` or ``recall``."""
     kept = slice(0, 1) if first_only else slice(None)
@@ -165,18 +182,18 @@ def micro_ratio(counts: MatchCounts, name: str, *, first_only: bool = False) -> 
 def macro_ratio(counts: MatchCounts, flat: Flat) -> Ratio | None:
     """The statistic behind ``macro_f1.50``, by image and class; a class takes part in the resamples that hold a true box of it.
 
-    None where the table of images by classes would be too large, and without a true box.
+    None without a true box.
     """
     classes = np.flatnonzero(np.bincount(flat.true_label, minlength=len(flat.labels)))
-    if not classes.size or flat.images * classes.size > _MACRO_CELLS:
+    if not classes.size:
         return None
     column = np.full(len(flat.labels), -1, dtype=np.int64)
     column[classes] = np.arange(classes.size)
 
-    def table(image: IntArray, label: IntArray) -> FloatArray:
+    def table(image: IntArray, label: IntArray) -> sparse.csr_array:
         own = column[label] >= 0
-        cells = image[own] * classes.size + column[label[own]]
-        return np.bincount(cells, minlength=flat.images * classes.size).reshape(flat.images, classes.size).astype(np.float64)
+        cells = (np.ones(int(own.sum())), (image[own], column[label[own]]))
+        return sparse.csr_array(sparse.coo_array(cells, shape=(flat.images, classes.size)))
 
     true = table(flat.true_image, flat.true_label)
     kept = np.ones(len(flat.pred_image), dtype=bool) if counts.ignored is None else ~counts.ignored[:, 0]

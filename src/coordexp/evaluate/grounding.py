@@ -1,52 +1,91 @@
-"""One referred object an image: the share of answers that meet it (grounding), and points that fall on it (pointing)."""
+"""Records that refer to objects by a phrase: the share of answers that meet them (grounding), and points that fall on them (pointing)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
 
-from coordexp.boxes import as_boxes, bounding_box, iou_matrix
+from coordexp.boxes import area
 from coordexp.data.answers import PHRASE
-from coordexp.data.records import Record, RecordObject
+from coordexp.data.records import Record
 from coordexp.errors import ComparisonError
-from coordexp.evaluate.bootstrap import Ratio
-from coordexp.evaluate.predictions import PredictedObject, Prediction
-from coordexp.evaluate.samples import FILE_READOUT, FloatArray
+from coordexp.evaluate.bootstrap import Ratio, points
+from coordexp.evaluate.detection import count_matches
+from coordexp.evaluate.matching import overlap
+from coordexp.evaluate.predictions import Prediction
+from coordexp.evaluate.samples import FILE_READOUT, BoolArray, Flat, FloatArray, IntArray
 
 Task = Literal["detection", "grounding", "pointing"]
 ACCURACY: Final[dict[str, float]] = {"50": 0.5, "80": 0.8, "90": 0.9}
 
 
-def find_task(rows: Sequence[Prediction], truth: Sequence[Record]) -> tuple[Task, str]:
-    """What the records ask for, and a sentence that says why.
+class TaskFinder:
+    """What the records ask for, found while both files are read.
 
-    ``metadata.phrase`` with exactly one object on every record: ``grounding``, or ``pointing`` where every predicted object is a
-    point. Anything else is ``detection``.
-
-    Raises:
-        ComparisonError: a phrase on some records only or with another number of objects; boxes and points in one file.
+    ``metadata.phrase`` on every record: ``grounding``, or ``pointing`` where every predicted object is a point. Anything else is
+    ``detection``. Boxes may be asked for by a phrase that means one object, several or none; a point by one that means one.
     """
-    referring = [record for record in truth if PHRASE in record.metadata]
-    if not referring:
-        return "detection", "detection: no record has metadata.phrase"
-    for record in truth:
+
+    def __init__(self) -> None:
+        self.phrases = 0
+        self._records = 0
+        self._plain: str | None = None
+        self._crowd: str | None = None
+        self._odd: tuple[str, int] | None = None
+        self._boxes = 0
+        self._points: list[str] = []
+
+    def record(self, record: Record) -> bool:
+        """Note a record; whether it has a phrase."""
+        self._records += 1
         if not isinstance(record.metadata.get(PHRASE), str):
+            self._plain = self._plain or record.source
+            # A phrase that is no text asks for nothing, and is not to be taken for a record of detection either.
+            self.phrases += PHRASE in record.metadata
+            return False
+        self.phrases += 1
+        if len(record.objects) != 1 and self._odd is None:
+            self._odd = record.source, len(record.objects)
+        if any(item.crowd for item in record.objects):
+            self._crowd = self._crowd or record.source
+        return True
+
+    def prediction(self, row: Prediction) -> None:
+        """Note a row of predictions."""
+        points = sum(item.geometry == "point_2d" for item in row.objects)
+        self._boxes += len(row.objects) - points
+        if points:
+            self._points.append(row.source)
+
+    def task(self) -> tuple[Task, str]:
+        """The task, and a sentence that says why.
+
+        Raises:
+            ComparisonError: a phrase on some records only, a crowd as what is meant, boxes and points in one file, or points for
+                phrases that do not mean one object.
+        """
+        if not self.phrases:
+            return "detection", "detection: no record has metadata.phrase"
+        if self._plain is not None:
             raise ComparisonError(
-                f"{record.source}: metadata.{PHRASE}: expected a text, as {len(referring)} of {len(truth)} records have: "
+                f"{self._plain}: metadata.{PHRASE}: expected a text, as {self.phrases} of {self._records} records have one: "
                 "evaluate grounding and detection apart"
             )
-        if len(record.objects) != 1 or record.objects[0].crowd:
-            raise ComparisonError(f"{record.source}: objects: expected the one object of metadata.{PHRASE}, got {len(record.objects)}")
-    points = [item.geometry == "point_2d" for row in rows for item in row.objects]
-    if any(points) and not all(points):
-        row = next(row for row in rows if any(item.geometry == "point_2d" for item in row.objects))
-        raise ComparisonError(f"{row.source}: objects: expected points only or boxes only in the file, got both: evaluate them apart")
-    if points and all(points):
-        return "pointing", "pointing: every record has one object and metadata.phrase, and every answer is a point"
-    return "grounding", "grounding: every record has one object and metadata.phrase"
+        if self._crowd is not None:
+            raise ComparisonError(f"{self._crowd}: objects: expected single objects of metadata.{PHRASE}, got a crowd")
+        if self._points and self._boxes:
+            where = f"{self._points[0]}: objects"
+            raise ComparisonError(f"{where}: expected points only or boxes only in the file, got both: evaluate them apart")
+        if self._points:
+            if self._odd is not None:
+                source, count = self._odd
+                raise ComparisonError(f"{source}: objects: expected the one object of metadata.{PHRASE} for a point, got {count}")
+            return "pointing", "pointing: every record has one object and metadata.phrase, and every answer is a point"
+        meant = "one object" if self._odd is None else "any number of objects"
+        return "grounding", f"grounding: every record has {meant} and metadata.phrase"
 
 
 @dataclass(frozen=True)
@@ -58,91 +97,97 @@ class Scores:
     images: list[dict[str, Any]]
 
 
-def answer(row: Prediction) -> PredictedObject | None:
-    """The object an answer stands for: the one with the best score (the first of equal ones), without scores the first."""
-    return max(row.objects, key=lambda item: 0.0 if item.score is None else item.score, default=None)
+def answers(flat: Flat) -> IntArray:
+    """``[I]``: the predicted box an answer stands for, the one with the best score (the first of equal ones), without scores the first.
+
+    -1 without one.
+    """
+    order = np.arange(len(flat.pred_image))
+    if flat.scores is not None:
+        order = np.lexsort((order, -flat.scores, flat.pred_image))
+    chosen = np.full(flat.images, -1, dtype=np.int64)
+    chosen[flat.pred_image[order[::-1]]] = order[::-1]
+    return chosen
 
 
-def grounding_scores(rows: Sequence[Prediction], truth: Sequence[Record], readouts: Sequence[str]) -> Scores:
+def grounding_scores(flat: Flat, readouts: Sequence[str]) -> Scores:
     """``<readout>.acc.{50,80,90}`` (IoU at least .5, .8, .9), ``<readout>.mean_iou``, ``answered`` and ``n``.
 
-    Over all records: no answer has an IoU of 0. Of several boxes :func:`answer` chooses. A polygon stands for its box.
-
-    Raises:
-        ComparisonError: a referred object that is a point.
+    Over the records whose phrase means one object, which is RefCOCO's accuracy: no answer has an IoU of 0. Of several boxes
+    :func:`answers` chooses. A polygon stands for its box. Where phrases mean several objects or none, as in gRefCOCO:
+    ``<readout>.exact.50``, the share of all records whose boxes and objects match one to one at IoU .5 ("F1 = 1"; no box where nothing is
+    meant is right), ``no_target_acc``, the share of phrases without an object that get no box, and ``target_acc``, that of the others
+    that get one.
     """
-    chosen = [answer(row) for row in rows]
-    true = [_region_box(record) for record in truth]
-    metrics: dict[str, float | int | None] = {}
-    statistics: dict[str, Ratio] = {}
-    one = np.ones((len(rows), 1))
-    images: list[dict[str, Any]] = [{} for _ in rows]
+    meant = np.bincount(flat.true_image, minlength=flat.images)
+    given = np.bincount(flat.pred_image, minlength=flat.images)
+    single = meant == 1
+    statistics = {"answered": _share(given > 0, np.ones(flat.images, dtype=bool))}
+    general = not single.all()
+    if general:
+        statistics |= {"no_target_acc": _share(given == 0, meant == 0), "target_acc": _share(given > 0, meant > 0)}
+    images: list[dict[str, Any]] = [{} for _ in range(flat.images)]
+    chosen = answers(flat)
     for readout in readouts:
-        ious = np.array([_iou(item, readout, box) for item, box in zip(chosen, true, strict=True)])
-        values: dict[str, FloatArray] = {f"acc.{key}": (ious >= least).astype(np.float64) for key, least in ACCURACY.items()}
-        for key, value in (values | {"mean_iou": ious}).items():
-            metrics[f"{readout}.{key}"] = float(value.mean())
-            statistics[f"{readout}.{key}"] = Ratio(value[:, None], one)
-        for entry, iou in zip(images, ious.tolist(), strict=True):
-            entry[f"iou_{readout}"] = iou
-    metrics |= {"answered": sum(item is not None for item in chosen) / len(rows), "n": len(rows)}
-    return Scores(metrics, statistics, images)
+        ious = _chosen_iou(flat, readout, chosen, single)
+        statistics |= {f"{readout}.acc.{key}": _share(ious >= least, single) for key, least in ACCURACY.items()}
+        statistics[f"{readout}.mean_iou"] = Ratio(ious[:, None], single.astype(np.float64)[:, None])
+        for entry, iou, one in zip(images, ious.tolist(), single.tolist(), strict=True):
+            entry[f"iou_{readout}"] = iou if one else None
+        if general:
+            right = (count_matches(flat.at(readout), class_aware=False).tp[:, 0] == meant) & (given == meant)
+            statistics[f"{readout}.exact.50"] = _share(right, np.ones(flat.images, dtype=bool))
+            for entry, exact in zip(images, right.tolist(), strict=True):
+                entry[f"exact_{readout}"] = exact
+    return Scores({**points(statistics), "n": flat.images}, statistics, images)
 
 
-def _region_box(record: Record) -> tuple[float, float, float, float]:
-    item = record.objects[0]
-    if item.geometry == "point_2d":
-        raise ComparisonError(f"{record.source}: objects[0] is a point_2d: a referred object needs a region, give bbox_2d or poly")
-    return bounding_box(item.values)
+def _share(hit: BoolArray, of: BoolArray) -> Ratio:
+    return Ratio((hit & of).astype(np.float64)[:, None], of.astype(np.float64)[:, None])
 
 
-def _iou(item: PredictedObject | None, readout: str, box: tuple[float, float, float, float]) -> float:
-    if item is None:
-        return 0.0
-    found = item.box if readout == FILE_READOUT else item.readouts[readout]
-    return float(iou_matrix(as_boxes([found]), as_boxes([box]))[0, 0])
+def _chosen_iou(flat: Flat, readout: str, chosen: IntArray, single: BoolArray) -> FloatArray:
+    """``[I]``: IoU of the answer with the one object; 0 without an answer, and where not one object is meant."""
+    ious = np.zeros(flat.images)
+    image = np.flatnonzero((chosen >= 0) & single)
+    a = flat.boxes[readout][chosen[image]]
+    b = flat.true_boxes[np.searchsorted(flat.true_image, image)]
+    shared = overlap(a, b)
+    union = area(a) + area(b) - shared
+    values = np.zeros(len(image))
+    np.divide(shared, union, out=values, where=union > 0)
+    ious[image] = values
+    return ious
 
 
-def pointing_scores(rows: Sequence[Prediction], truth: Sequence[Record], readouts: Sequence[str]) -> Scores:
+def pointing_scores(flat: Flat, polygons: Mapping[int, Sequence[float]], readouts: Sequence[str]) -> Scores:
     """``acc``: the share of records whose answer is a point inside the box or the polygon, edges included; ``answered`` and ``n``.
 
-    ``<readout>.acc`` is the same for the points of other readouts than the file's own.
-
-    Raises:
-        ComparisonError: a referred object that is a point.
+    ``<readout>.acc`` is the same for the points of other readouts than the file's own. ``polygons`` by index of the true object.
     """
-    for record in truth:
-        _region_box(record)
-    chosen = [answer(row) for row in rows]
-    metrics: dict[str, float | int | None] = {"answered": sum(item is not None for item in chosen) / len(rows), "n": len(rows)}
-    statistics: dict[str, Ratio] = {}
-    images: list[dict[str, Any]] = [{} for _ in rows]
+    chosen = answers(flat)
+    everything = np.ones(flat.images, dtype=bool)
+    statistics = {"answered": _share(chosen >= 0, everything)}
+    images: list[dict[str, Any]] = [{} for _ in range(flat.images)]
     for readout in readouts:
-        pairs = zip(chosen, truth, strict=True)
-        hits = [item is not None and inside(_point(item, readout), record.objects[0]) for item, record in pairs]
+        hit = np.zeros(flat.images, dtype=bool)
+        image = np.flatnonzero(chosen >= 0)
+        place, region = flat.boxes[readout][chosen[image], :2], flat.true_boxes[image]
+        hit[image] = (place >= region[:, :2]).all(axis=1) & (place <= region[:, 2:]).all(axis=1)
+        for i, (x, y) in zip(image.tolist(), place.tolist(), strict=True):
+            if hit[i] and i in polygons:
+                hit[i] = inside((x, y), polygons[i])
         own = readout == FILE_READOUT
-        key = "acc" if own else f"{readout}.acc"
-        metrics[key] = sum(hits) / len(hits)
-        statistics[key] = Ratio(np.array(hits, dtype=np.float64)[:, None], np.ones((len(rows), 1)))
-        for entry, hit in zip(images, hits, strict=True):
-            entry["hit" if own else f"hit_{readout}"] = hit
-    return Scores(metrics, statistics, images)
+        statistics["acc" if own else f"{readout}.acc"] = _share(hit, everything)
+        for entry, value in zip(images, hit.tolist(), strict=True):
+            entry["hit" if own else f"hit_{readout}"] = value
+    return Scores({**points(statistics), "n": flat.images}, statistics, images)
 
 
-def _point(item: PredictedObject, readout: str) -> tuple[float, float]:
-    x, y, _, _ = item.box if readout == FILE_READOUT else item.readouts[readout]
-    return x, y
-
-
-def inside(point: tuple[float, float], region: RecordObject) -> bool:
-    """Whether a point lies in a box or a polygon (even-odd rule), edges included."""
+def inside(point: tuple[float, float], region: Sequence[float]) -> bool:
+    """Whether a point lies in the polygon ``[x1, y1, x2, y2, x3, ...]`` (even-odd rule), edges included."""
     x, y = point
-    x1, y1, x2, y2 = bounding_box(region.values)
-    if not (x1 <= x <= x2 and y1 <= y <= y2):
-        return False
-    if region.geometry == "bbox_2d":
-        return True
-    corners = list(zip(region.values[0::2], region.values[1::2], strict=True))
+    corners = list(zip(region[0::2], region[1::2], strict=True))
     odd = False
     for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1], strict=True):
         turn = (bx - ax) * (y - ay) - (by - ay) * (x - ax)

@@ -10,10 +10,10 @@ import difflib
 from collections.abc import Iterator
 from typing import Final
 
-from coordexp.evaluate.buckets import BIN_SIZES, COCO_SIZES, CROWDING, SHOWN
+from coordexp.evaluate.buckets import ASPECTS, BIN_SIZES, COCO_SIZES, CROWDING, SHOWN
 from coordexp.evaluate.calibration import COVERAGE, HISTOGRAM
-from coordexp.evaluate.coco import COCO_KEYS, LVIS_KEYS, TIDE_KINDS
-from coordexp.evaluate.detection import REPORTED
+from coordexp.evaluate.coco import AREA_KEYS, COCO_KEYS, LVIS_KEYS, TIDE_KINDS
+from coordexp.evaluate.detection import REPORTED, REX_OMNI
 from coordexp.evaluate.grounding import ACCURACY
 from coordexp.evaluate.localisation import SLOTS
 from coordexp.evaluate.predictions import READOUT_NAMES
@@ -38,16 +38,20 @@ def _detection() -> Iterator[str]:
         for mode in ("aware", "agnostic"):
             kinds = ("f1", "precision", "recall", *(("macro_f1",) if mode == "aware" else ()))
             yield from (f"detection.{readout}.{mode}.{kind}.{end}" for kind in kinds for end in ends)
+        yield from (f"detection.{readout}.aware.f1_rex_omni.{end}" for end in REX_OMNI)
     for mode in ("aware", "agnostic"):
         sizes = [*(f"size.{name}" for name, *_ in COCO_SIZES), *(f"bins.{name}" for name, *_ in BIN_SIZES)]
+        sizes += [f"aspect.{name}" for name, *_ in ASPECTS]
         yield from (f"buckets.{mode}.{name}.{key}" for name in sizes for key in (*SHOWN, "n"))
         yield from (f"buckets.{mode}.crowding.{name}.{key}" for name, *_ in CROWDING for key in (*SHOWN, "n", "images"))
 
 
 def _average_precision() -> Iterator[str]:
     for mode in ("constant", "file"):
-        yield from (f"coco.{mode}.{key}" for key in COCO_KEYS)
-        yield from (f"lvis.{mode}.{key}" for key in LVIS_KEYS)
+        for kind, keys in (("coco", COCO_KEYS), ("lvis", LVIS_KEYS)):
+            yield from (f"{kind}.{mode}.{key}" for key in keys)
+            yield from (f"{kind}.{mode}.box_area.{key}" for key in AREA_KEYS)
+        yield from (f"voc.{mode}.{key}" for key in ("ap07", "ap12"))
         yield from (f"tide.{mode}.{part}.{kind.lower()}" for part in ("dap", "count") for kind in TIDE_KINDS)
 
 
@@ -67,7 +71,8 @@ def _edges() -> Iterator[str]:
 
 def _answers() -> Iterator[str]:
     for readout in READOUTS:
-        yield from (f"grounding.{readout}.{key}" for key in (*(f"acc.{end}" for end in ACCURACY), "mean_iou"))
+        yield from (f"grounding.{readout}.{key}" for key in (*(f"acc.{end}" for end in ACCURACY), "mean_iou", "exact.50"))
+    yield from ("grounding.no_target_acc", "grounding.target_acc")
     yield from (f"{task}.{key}" for task in ("grounding", "pointing") for key in ("answered", "n"))
     yield "pointing.acc"
     yield from (f"pointing.{readout}.acc" for readout in READOUT_NAMES)

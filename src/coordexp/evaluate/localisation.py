@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from coordexp.codec import CoordCodec
 from coordexp.evaluate.buckets import BIN_SIZES, COCO_SIZES, sides_bins, sides_px
-from coordexp.evaluate.matching import candidates, match_all
-from coordexp.evaluate.samples import FILE_READOUT, FloatArray, Sample, flatten
+from coordexp.evaluate.matching import Candidates, candidates, match_all
+from coordexp.evaluate.samples import Flat, FloatArray, IntArray, Sample, flatten
 
 SLOTS: Final[tuple[str, ...]] = ("x1", "y1", "x2", "y2")
 MATCH_THRESHOLD: Final = 0.5
@@ -27,43 +26,41 @@ class EdgeErrors:
 
     bins: FloatArray
     px: FloatArray
-    image: NDArray[np.int64]
+    image: IntArray
     side_px: FloatArray
     side_bins: FloatArray
 
 
-def matched_pairs(samples: Sequence[Sample]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Per image the indices of matched predicted and true boxes.
+def matched(flat: Flat, found: Candidates | None = None) -> tuple[IntArray, IntArray]:
+    """Matched predicted and true boxes by index into ``flat``, by predicted box; ``found`` may be handed in by a caller that has it.
 
-    Class-agnostic at ``IoU >= .5`` on ``bbox_2d`` as it stands, whatever the readout, so that all readouts
+    Class-agnostic at ``IoU >= .5`` on the boxes of ``flat``: those of the file, whatever the readout, so that all readouts
     are compared on the same pairs.
     """
+    pred, true = match_all(candidates(flat) if found is None else found, flat, MATCH_THRESHOLD)
+    order = np.argsort(pred)
+    return pred[order], true[order]
+
+
+def matched_pairs(samples: Sequence[Sample]) -> list[tuple[IntArray, IntArray]]:
+    """:func:`matched` per image, by index into the boxes of each sample."""
     if not samples:
         return []
-    flat = flatten(samples, FILE_READOUT)
-    pred, true = match_all(candidates(flat), flat, MATCH_THRESHOLD)
-    order = np.argsort(pred)
-    pred, true = pred[order], true[order]
+    flat = flatten(samples)
+    pred, true = matched(flat)
     image = flat.pred_image[pred]
     pred_start, true_start = (np.searchsorted(of, np.arange(flat.images)) for of in (flat.pred_image, flat.true_image))
     ends = np.searchsorted(image, np.arange(1, flat.images))
     return list(zip(np.split(pred - pred_start[image], ends), np.split(true - true_start[image], ends), strict=True))
 
 
-def edge_errors(
-    samples: Sequence[Sample],
-    pairs: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
-    readout: str,
-    codec: CoordCodec,
-) -> EdgeErrors:
+def edge_errors(flat: Flat, pairs: tuple[IntArray, IntArray], readout: str, codec: CoordCodec) -> EdgeErrors:
     """Errors of every matched pair under a readout. A bin is that of ``codec``: ``side / codec.scale`` pixels."""
-    none = np.zeros((0, 4))
-    found = np.concatenate([none, *(s.pred_boxes[readout][p] for s, (p, _) in zip(samples, pairs, strict=True))])
-    truth = np.concatenate([none, *(s.true_boxes[t] for s, (_, t) in zip(samples, pairs, strict=True))])
-    image = np.repeat(np.arange(len(samples), dtype=np.int64), [len(p) for p, _ in pairs])
-    sides = np.array([[s.width, s.height, s.width, s.height] for s in samples], dtype=np.float64).reshape(-1, 4)[image]
+    pred, true = pairs
+    found, truth, image = flat.boxes[readout][pred], flat.true_boxes[true], flat.true_image[true]
+    sides = np.stack([flat.width, flat.height, flat.width, flat.height], axis=1).astype(np.float64)[image]
     bins = np.asarray(codec.to_bin(found, sides)) - np.asarray(codec.to_bin(truth, sides))
-    return EdgeErrors(bins, found - truth, image, sides_px(truth), sides_bins(truth, image, samples, codec))
+    return EdgeErrors(bins, found - truth, image, sides_px(truth), sides_bins(truth, image, flat, codec))
 
 
 def localisation_metrics(errors: EdgeErrors) -> dict[str, float | int | None]:

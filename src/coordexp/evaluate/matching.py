@@ -7,6 +7,7 @@ pairs is taken, and among those the one with the largest sum of IoU. So the resu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -60,26 +61,15 @@ def match(iou: FloatArray, threshold: float) -> tuple[IntArray, IntArray]:
 
 def candidates(flat: Flat) -> Candidates:
     """All candidate pairs at the lowest threshold. The arithmetic is that of :func:`coordexp.boxes.iou_matrix`, to the last bit."""
-    true_count = np.bincount(flat.true_image, minlength=flat.images)
-    true_start = np.cumsum(true_count) - true_count
-    width = true_count[flat.pred_image]
-    ends = np.cumsum(width)
-    (left, right), (true_left, true_right) = (boxes[:, [0, 2]].T.copy() for boxes in (flat.pred_boxes, flat.true_boxes))
     found: list[tuple[IntArray, IntArray, FloatArray]] = []
-    start = 0
-    while start < len(width):
-        done = ends[start] - width[start]
-        stop = max(start + 1, int(np.searchsorted(ends, done + _BLOCK, side="right")))
-        pred = np.repeat(np.arange(start, stop), width[start:stop])
-        first = np.repeat(ends[start:stop] - width[start:stop] - done, width[start:stop])
-        true = true_start[flat.pred_image[pred]] + np.arange(len(pred)) - first
-        # Most pairs lie apart already along x: they need no IoU.
-        meet = (right[pred] > true_left[true]) & (true_right[true] > left[pred])
-        pred, true = pred[meet], true[meet]
-        iou = _paired_iou(flat.pred_boxes[pred], flat.true_boxes[true])
+    for pred, true in overlapping(flat, flat.true_image, flat.true_boxes):
+        a, b = flat.pred_boxes[pred], flat.true_boxes[true]
+        shared = overlap(a, b)
+        union = area(a) + area(b) - shared
+        iou = np.zeros(len(a))
+        np.divide(shared, union, out=iou, where=union > 0)
         near = iou >= THRESHOLDS[0]
         found.append((pred[near], true[near], iou[near]))
-        start = stop
     if not found:
         none = np.zeros(0, dtype=np.int64)
         return Candidates(none, none, np.zeros(0))
@@ -87,14 +77,31 @@ def candidates(flat: Flat) -> Candidates:
     return Candidates(pred, true, iou)
 
 
-def _paired_iou(a: FloatArray, b: FloatArray) -> FloatArray:
-    overlap = np.maximum(np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0]), 0)
-    overlap *= np.maximum(np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1]), 0)
-    first, second = area(a), area(b)
-    union = first + second - overlap
-    iou = np.zeros(len(a))
-    np.divide(overlap, union, out=iou, where=union > 0)
-    return iou
+def overlapping(flat: Flat, other_image: IntArray, other_boxes: FloatArray) -> Iterator[tuple[IntArray, IntArray]]:
+    """Blocks of pairs of a predicted box and another box of its image that overlap along x, by predicted box."""
+    count = np.bincount(other_image, minlength=flat.images)
+    first_of = np.cumsum(count) - count
+    width = count[flat.pred_image]
+    ends = np.cumsum(width)
+    (left, right), (other_left, other_right) = (boxes[:, [0, 2]].T.copy() for boxes in (flat.pred_boxes, other_boxes))
+    start = 0
+    while start < len(width):
+        done = ends[start] - width[start]
+        stop = max(start + 1, int(np.searchsorted(ends, done + _BLOCK, side="right")))
+        pred = np.repeat(np.arange(start, stop), width[start:stop])
+        first = np.repeat(ends[start:stop] - width[start:stop] - done, width[start:stop])
+        other = first_of[flat.pred_image[pred]] + np.arange(len(pred)) - first
+        # Most pairs lie apart already along x: they need no more arithmetic.
+        meet = (right[pred] > other_left[other]) & (other_right[other] > left[pred])
+        yield pred[meet], other[meet]
+        start = stop
+
+
+def overlap(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Shared area ``[N]`` of the boxes ``a [N, 4]`` and ``b [N, 4]``, one by one."""
+    shared = np.maximum(np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0]), 0)
+    shared *= np.maximum(np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1]), 0)
+    return np.asarray(shared)
 
 
 def match_all(pairs: Candidates, flat: Flat, threshold: float) -> tuple[IntArray, IntArray]:

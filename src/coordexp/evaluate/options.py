@@ -9,7 +9,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """``bootstrap`` resamples of the images give the 95 % intervals (0: none).
+    """``bootstrap`` resamples of the photos give the 95 % intervals (0: none).
 
     ``match``: ``exact`` compares normalised descriptions; ``semantic`` first renames each predicted description to the
     nearest one of the records, where the cosine similarity under the text model in ``match_model`` is at least

@@ -26,35 +26,67 @@ def settings_path(predictions: Path) -> Path:
     return predictions.with_name(predictions.name + ".settings.json")
 
 
+class OriginHash:
+    """Hash of id, image as the file spells it, and size of every record, in order. Objects are left out: labels may be mended later."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._between = ""
+
+    def add(self, record: Record) -> None:
+        """Note a record."""
+        line = f"{self._between}{record.image_id}\t{record.image_name}\t{record.width}\t{record.height}"
+        self._hash.update(line.encode(errors="backslashreplace"))
+        self._between = "\n"
+
+    def hexdigest(self) -> str:
+        """The hash of the records so far."""
+        return self._hash.hexdigest()
+
+    def check(self, predictions: Path, records: Path, *, force: bool = False) -> Basis:
+        """Compare with the hash in the settings file beside the predictions, where there is one.
+
+        A file without settings, of another program or an older version, is known by ids and sizes only. With ``force`` another hash
+        is no error.
+
+        Raises:
+            ComparisonError: predictions of other records.
+            DataError: a settings file that cannot be read.
+        """
+        stated = _stated(settings_path(predictions))
+        if stated is None:
+            return "ids and sizes"
+        if stated == self.hexdigest():
+            return "settings"
+        if force:
+            return "forced"
+        raise ComparisonError(
+            f"{predictions}: was not predicted from {records}: the ids agree, but images or sizes are not those that "
+            f"{settings_path(predictions).name} states (another split?): give the records that were predicted, or evaluate with --force"
+        )
+
+
 def records_sha256(records: Iterable[Record]) -> str:
-    """Of id, image as the file spells it, and size of every record, in order. Objects are left out: labels may be mended later."""
-    lines = (f"{r.image_id}\t{r.image_name}\t{r.width}\t{r.height}" for r in records)
-    return hashlib.sha256("\n".join(lines).encode(errors="backslashreplace")).hexdigest()
+    """:class:`OriginHash` of records."""
+    made = OriginHash()
+    for record in records:
+        made.add(record)
+    return made.hexdigest()
 
 
 def check_origin(
     rows: Sequence[Prediction], truth: Mapping[str, Record], predictions: Path, records: Path, *, force: bool = False
 ) -> Basis:
-    """Compare the records of ``rows`` with the hash in the settings file beside the predictions, where there is one.
-
-    ``truth`` are records by ``image_id``, those of all rows among them. A file without settings, of another program or an older
-    version, is known by ids and sizes only. With ``force`` another hash is no error.
+    """:meth:`OriginHash.check` of the records of ``rows``; ``truth`` are records by ``image_id``, those of all rows among them.
 
     Raises:
         ComparisonError: predictions of other records.
         DataError: a settings file that cannot be read.
     """
-    stated = _stated(settings_path(predictions))
-    if stated is None:
-        return "ids and sizes"
-    if stated == records_sha256(truth[row.image_id] for row in rows):
-        return "settings"
-    if force:
-        return "forced"
-    raise ComparisonError(
-        f"{predictions}: was not predicted from {records}: the ids agree, but images or sizes are not those that "
-        f"{settings_path(predictions).name} states (another split?): give the records that were predicted, or evaluate with --force"
-    )
+    made = OriginHash()
+    for row in rows:
+        made.add(truth[row.image_id])
+    return made.check(predictions, records, force=force)
 
 
 def origin_note(basis: Basis) -> str | None:

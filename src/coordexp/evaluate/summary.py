@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from coordexp.evaluate.buckets import BIN_SIZES, COCO_SIZES, CROWDING
-from coordexp.evaluate.coco import COCO_KEYS, LVIS_KEYS, TIDE_KINDS
+from coordexp.evaluate.coco import AREA_KEYS, COCO_KEYS, LVIS_KEYS, TIDE_KINDS
 from coordexp.evaluate.localisation import SLOTS
 from coordexp.evaluate.predictions import READOUT_NAMES
 from coordexp.evaluate.samples import FILE_READOUT
@@ -104,7 +104,8 @@ def _boxes(results: dict[str, Any]) -> list[str]:
             if f"detection.{FILE_READOUT}.{mode}.{name}.50" in results
         ],
     )
-    for kind, keys in (("coco", COCO_KEYS), ("lvis", LVIS_KEYS)):
+    for kind, named in (("coco", COCO_KEYS), ("lvis", LVIS_KEYS)):
+        keys = [f"box_area.{key}" if key in AREA_KEYS and f"{kind}.constant.{key}" not in results else key for key in named]
         modes = [mode for mode in ("file", "constant") if f"{kind}.{mode}.ap" in results]
         rows = [row(f"scores: {mode}", [f"{kind}.{mode}.{key}" for key in keys]) for mode in modes]
         parts += _table(f"{kind.upper()} average precision", ("", *keys), rows)

@@ -1,4 +1,4 @@
-"""Compare runs: every arm against the baseline, on the same images, with intervals over images and seeds.
+"""Compare runs: every arm against the baseline, on the same photos, with intervals over photos and seeds.
 
 Reads files only. ``comparison.json`` holds everything that the page shows.
 """
@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from coordexp.data.staging import atomic_text
-from coordexp.evaluate.bootstrap import LEVEL, Ratio, point, resampled
+from coordexp.evaluate.bootstrap import LEVEL, Ratio, point, resampled, trials
 from coordexp.evaluate.buckets import BIN_SIZES
 from coordexp.evaluate.origin import origin_note
-from coordexp.evaluate.paired import image_ratios
+from coordexp.evaluate.paired import paired
 from coordexp.evaluate.predictions import READOUT_NAMES
+from coordexp.evaluate.ranking import ap_draws, mean_ap, ranked_trials
 from coordexp.evaluate.samples import FILE_READOUT
 from coordexp.runs.differences import Difference, Measured, difference, holm, interval_of
 from coordexp.runs.groups import Comparison, Group, Run
@@ -33,13 +35,13 @@ Better = Literal["higher", "lower", "neither"]
 
 @dataclass(frozen=True)
 class Metric:
-    """What is compared. ``source``: ``images`` (paired by image), ``results`` or ``log`` (one number a run: seeds only)."""
+    """What is compared. ``source``: ``photos`` (paired by photo) or ``log`` (one number a run: seeds only)."""
 
     key: str
     label: str
     unit: str
     better: Better
-    source: Literal["images", "results", "log"] = "images"
+    source: Literal["photos", "log"] = "photos"
 
 
 _SIZES: Final = (
@@ -66,8 +68,8 @@ SECONDARY: Final = (
     Metric("detection.file.agnostic.recall.50", "recall@.5, any class", "share", "higher"),
     *(Metric(f"recall.{size}.50", f"recall@.5, {label}", "share", "higher") for size, label in _SIZES),
     *(Metric(f"localisation.file.{size}.mean_bins", f"edge error, {label}", "bins", "lower") for size, label in _SIZES),
-    Metric("coco.constant.ap", "COCO AP, constant score", "share", "higher", "results"),
-    Metric("coco.file.ap", "COCO AP, scores of the file", "share", "higher", "results"),
+    Metric("coco.constant.ap", "COCO AP, constant score", "share", "higher"),
+    Metric("coco.file.ap", "COCO AP, scores of the file", "share", "higher"),
     Metric("health.parse_rate", "answers read without a problem", "share", "higher"),
     Metric("health.duplicate_rate", "duplicate boxes", "share", "lower"),
     Metric("health.boxes_per_image", "boxes per image", "boxes", "neither"),
@@ -80,6 +82,7 @@ SECONDARY: Final = (
     Metric("base_ce/loss", "text cross-entropy", "nats", "lower", "log"),
     Metric("desc_token_acc", "accuracy of description tokens", "share", "higher", "log"),
 )
+_KEYS: Final = frozenset(metric.key for metric in (*HEADLINE, *SECONDARY))
 READOUT_METRICS: Final = (
     Metric("detection.{}.agnostic.f1.50", "F1@.5, any class", "share", "higher"),
     Metric("detection.{}.agnostic.f1.mean", "F1@.5:.95, any class", "share", "higher"),
@@ -120,6 +123,7 @@ def compare(comparison: Comparison, *, resamples: int = RESAMPLES, seed: int = 0
         "question": comparison.question,
         "baseline": baseline,
         "images": first.results["counts"]["effective"],
+        "photos": max(value.photos for value in measured[baseline].values()),
         "resamples": resamples,
         "level": LEVEL,
         "records_sha256": first.results["provenance"]["records_sha256"],
@@ -128,6 +132,7 @@ def compare(comparison: Comparison, *, resamples: int = RESAMPLES, seed: int = 0
         "arms": {group.name: _arm(group, measured[group.name], wanted, logs[group.name]) for group in groups},
         "differences": differences,
         "readouts": {group.name: _readouts(measured[group.name]) for group in groups},
+        "cautions": list(comparison.cautions),
         "notes": notes,
     }
     return Compared(data, groups)
@@ -151,14 +156,20 @@ def _notes(groups: Sequence[Group]) -> list[str]:
     notes = [f"not in the comparison: {line}" for group in groups for line in group.left_out]
     if any(len(group.runs) < 2 for group in groups):
         notes.append(
-            "an arm with one seed has no spread over seeds: its intervals are about images only, and another seed may differ by more"
+            "an arm with one seed has no spread over seeds: its intervals are about photos only, and another seed may differ by more"
         )
+    for group in groups:
+        again = sorted({seed for seed in group.seeds if group.seeds.count(seed) > 1})
+        if again:
+            which = ", ".join(map(str, again))
+            notes.append(f"{group.name} has several runs of seed {which}: the first is paired with the first, and so on")
     for group in groups[1:]:
-        if not set(group.seeds) & set(groups[0].seeds):
+        common = [run for run in groups[0].repeats if run in group.repeats]
+        if not common:
             notes.append(f"{group.name} shares no seed with the baseline: its seeds are not paired")
-        elif set(group.seeds) != set(groups[0].seeds):
-            common = sorted(set(group.seeds) & set(groups[0].seeds))
-            notes.append(f"{group.name} is compared with the baseline on the seeds that both have: {', '.join(map(str, common))}")
+        elif set(group.repeats) != set(groups[0].repeats):
+            shared = ", ".join(str(seed) for seed, _ in common)
+            notes.append(f"{group.name} is compared with the baseline on the runs that both have, of seeds {shared}")
     notes += [f"{run.path}: {origin_note('forced')}" for group in groups for run in group.runs if _forced(run)]
     commits = {str((run.manifest.get("git") or {}).get("commit")) for group in groups for run in group.runs}
     if len(commits) > 1:
@@ -170,50 +181,52 @@ def _forced(run: Run) -> bool:
     return run.results["provenance"].get("records_match") == "forced"
 
 
+@dataclass(frozen=True)
+class _Value:
+    """A metric of one run: the number, its ``draws [R]`` over the photos if it has any, and how many trials it stands for."""
+
+    value: float
+    draws: NDArray[np.float64] | None = None
+    photos: int = 0
+    trials: float | None = None
+
+
 def _measure(group: Group, logs: Sequence[RunLog], resamples: int, seed: int) -> dict[str, Measured]:
     """Every metric that all runs of an arm have."""
     by_run = [_of_run(run, log, resamples, seed) for run, log in zip(group.runs, logs, strict=True)]
     found: dict[str, Measured] = {}
     for key in by_run[0]:
-        if not all(key in values for values in by_run):
-            continue
-        values, draws, images = zip(*(values[key] for values in by_run), strict=True)
-        if all(map(math.isfinite, values)):
-            found[key] = Measured(group.seeds, values, None if draws[0] is None else np.stack(draws), images[0])
+        own = [values[key] for values in by_run if key in values]
+        if len(own) == len(by_run) and all(math.isfinite(one.value) for one in own):
+            draws = None if own[0].draws is None else np.stack([one.draws for one in own])  # type: ignore[misc]
+            of = None if own[0].trials is None else min(one.trials or 0.0 for one in own)
+            found[key] = Measured(group.repeats, tuple(one.value for one in own), draws, own[0].photos, of)
     return found
 
 
-def _of_run(run: Run, log: RunLog, resamples: int, seed: int) -> dict[str, tuple[float, Any, int]]:
-    ratios = image_ratios(
-        run.predictions, run.records, convention=run.results["provenance"]["convention"], renamed=run.results.get("renamed", {}),
-        force=_forced(run),
-    )
-    wanted = _wanted(ratios)
-    images = next(iter(ratios.values())).numerator.shape[0]
-    drawn = resampled(wanted, images, resamples=resamples, seed=seed)
-    found: dict[str, tuple[float, Any, int]] = {key: (point(ratio), drawn[key], images) for key, ratio in wanted.items()}
+def _of_run(run: Run, log: RunLog, resamples: int, seed: int) -> dict[str, _Value]:
+    convention, renamed = run.results["provenance"]["convention"], run.results.get("renamed", {})
+    made = paired(run.predictions, run.records, convention=convention, renamed=renamed, force=_forced(run))
+    wanted = _wanted(made.ratios)
+    drawn = resampled(wanted, made.photos, resamples=resamples, seed=seed)
+    found = {key: _Value(point(ratio), drawn[key], made.photos, trials(ratio) if ratio.rate else None) for key, ratio in wanted.items()}
+    for prefix, ranked in made.ranked.items():
+        keys = {key.rpartition(".")[2] for key in _KEYS if key.startswith(f"{prefix}.")}
+        if keys and ranked.photos > 1 and ranked.classes:
+            values, of = mean_ap(ranked), ranked_trials(ranked)
+            draws, _ = ap_draws(ranked, resamples=resamples, seed=seed)
+            found |= {f"{prefix}.{key}": _Value(values[key], draws[key], ranked.photos, of) for key in keys}
     for metric in (*HEADLINE, *SECONDARY):
-        value = _number(metric, run, log)
-        if value is not None:
-            found[metric.key] = (value, None, images)
+        if metric.source == "log":
+            _, values_ = series(log.eval, EVAL_PREFIX + metric.key)
+            if values_:
+                found[metric.key] = _Value(values_[-1])
     return found
 
 
 def _wanted(ratios: Mapping[str, Ratio]) -> dict[str, Ratio]:
-    keys = {metric.key for metric in (*HEADLINE, *SECONDARY)}
-    keys |= {metric.key.format(name) for metric in READOUT_METRICS for name in (FILE_READOUT, *READOUT_NAMES)}
+    keys = _KEYS | {metric.key.format(name) for metric in READOUT_METRICS for name in (FILE_READOUT, *READOUT_NAMES)}
     return {key: ratio for key, ratio in ratios.items() if key in keys}
-
-
-def _number(metric: Metric, run: Run, log: RunLog) -> float | None:
-    """A metric that is one number a run: of ``results.json``, or the last evaluation of the log."""
-    if metric.source == "results":
-        value = run.results.get(metric.key)
-        return None if value is None else float(value)
-    if metric.source == "log":
-        _, values = series(log.eval, EVAL_PREFIX + metric.key)
-        return values[-1] if values else None
-    return None
 
 
 def _against(
@@ -254,6 +267,7 @@ def _arm(group: Group, measured: Mapping[str, Measured], wanted: Sequence[Metric
         metrics[metric.key] = {"mean": m.mean, "by_seed": list(m.values), "interval": None if bounds is None else list(bounds)}
     return {
         "changed": list(group.changed),
+        "differs": list(group.differs),
         "seeds": list(group.seeds),
         "metrics": metrics,
         "speed": _speed(group, logs),

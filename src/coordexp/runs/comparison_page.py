@@ -133,7 +133,7 @@ def _provenance(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     machines = sorted({_machine(run["hardware"] or {}) for run in runs})
     return [
         ("evaluation set, SHA-256", data["records_sha256"]),
-        ("resamples of the images", str(data["resamples"])),
+        ("resamples of the photos", str(data["resamples"])),
         ("code", ", ".join(commits) or "not recorded"),
         ("versions", "; ".join(versions)),
         ("hardware", "; ".join(machines)),

@@ -1,6 +1,6 @@
-"""How sure is a difference between two arms: images and seeds both vary, and both count.
+"""How sure is a difference between two arms: photos and seeds both vary, and both count.
 
-Paired bootstrap over images for what an image brings, the spread over seeds for what training brings.
+Paired bootstrap over photos for what a photo brings, the spread over seeds for what training brings.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from coordexp.evaluate.bootstrap import percentiles
+from coordexp.evaluate.bootstrap import percentiles, same, wilson
 
 ALPHA: Final = 0.05
 POWER: Final = 0.8
@@ -22,22 +22,27 @@ POWER: Final = 0.8
 
 @dataclass(frozen=True)
 class Measured:
-    """A metric of one arm: ``values`` by seed, and ``draws [S, R]``, the same over resamples of the images (None: not by image)."""
+    """A metric of one arm: ``values`` by run, and ``draws [S, R]``, the same over resamples of the photos (None: not by photo).
 
-    seeds: tuple[int, ...]
+    ``runs`` says which runs of two arms belong together: the seed, and which of its repeats. ``trials`` is how many trials a share stands
+    for (:func:`coordexp.evaluate.bootstrap.trials`), None for what is no share.
+    """
+
+    runs: tuple[tuple[int, int], ...]
     values: tuple[float, ...]
     draws: NDArray[np.float64] | None = None
-    images: int = 0
+    photos: int = 0
+    trials: float | None = None
 
     @property
     def mean(self) -> float:
         return float(np.mean(self.values))
 
-    def at(self, seeds: Sequence[int]) -> Measured:
-        """The same at some of its seeds, in that order."""
-        index = [self.seeds.index(seed) for seed in seeds]
+    def at(self, runs: Sequence[tuple[int, int]]) -> Measured:
+        """The same at some of its runs, in that order."""
+        index = [self.runs.index(run) for run in runs]
         draws = None if self.draws is None else self.draws[index]
-        return Measured(tuple(seeds), tuple(self.values[i] for i in index), draws, self.images)
+        return replace(self, runs=tuple(runs), values=tuple(self.values[i] for i in index), draws=draws)
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Difference:
     """An arm minus the baseline.
 
     ``by_seed`` pairs the seeds (empty if they share none); ``seed_sd`` is their standard deviation, of one run.
-    ``image_interval``: paired bootstrap over images, these seeds. ``interval``: images and seeds together. ``p`` two-sided, ``p_holm``
+    ``image_interval``: paired bootstrap over photos, these seeds. ``interval``: photos and seeds together. ``p`` two-sided, ``p_holm``
     corrected; ``detectable``: the true difference that would be found in 80 % of such comparisons, at 5 %, uncorrected. None: unknown.
     """
 
@@ -67,13 +72,16 @@ class Difference:
 def difference(arm: Measured, baseline: Measured) -> Difference:
     """``mean(arm) - mean(baseline)`` over the seeds that both have (all, where they share none) with its uncertainty.
 
-    Two variances of the mean difference: ``v_images`` over the paired resamples of the n images, and ``v_seeds = var(d_s) / S`` over the
-    paired seeds. Each has its own half width, and they add in quadrature: ``sqrt(t_{n-1}^2 v_images + t_{S-1}^2 v_seeds)``. In simulation
-    this holds its level down to two seeds, where one t quantile with pooled degrees of freedom does not; what images and seeds share is in
-    both, so it is rather too wide. ``p`` is the level at which the interval would end at 0. Metrics without images, unpaired seeds: Welch.
+    Two variances of the mean difference: ``v_photos`` over the paired resamples of the n photos, and ``v_seeds = var(d_s) / S`` over the
+    paired seeds. Each has its own half width, and they add in quadrature: ``sqrt(t_{n-1}^2 v_photos + t_{S-1}^2 v_seeds)``. In simulation
+    this holds its level down to two seeds, where one t quantile with pooled degrees of freedom does not; what photos and seeds share is in
+    both, so it is rather too wide. ``p`` is the level at which the interval would end at 0. Metrics without photos, unpaired seeds: Welch.
     With one seed a side the interval is the bootstrap's percentile interval, and says nothing about other seeds.
+
+    Without any variation nothing is known of other photos but that those which differ are rare: of n trials at most ``1 - .05^(1/n)``
+    (about 3/n). A share may differ by that much more or less; p is then the sign test's. What is no share has no interval.
     """
-    common = [seed for seed in baseline.seeds if seed in arm.seeds]
+    common = [run for run in baseline.runs if run in arm.runs]
     if common:
         arm, baseline = arm.at(common), baseline.at(common)
     value = arm.mean - baseline.mean
@@ -83,20 +91,29 @@ def difference(arm: Measured, baseline: Measured) -> Difference:
     image_interval, drawn = None, None
     if arm.draws is not None and baseline.draws is not None:
         drawn = arm.draws.mean(axis=0) - baseline.draws.mean(axis=0)
-        image_interval = percentiles(drawn)
+        image_interval = percentiles(drawn, arm.photos)
         if image_interval is None:
             return Difference(value, by_seed, seed_sd, None, None, None, None)
         finite = drawn[np.isfinite(drawn)]
-        parts = [(float(finite.var(ddof=1)), arm.images - 1), *parts]
+        parts = [(float(finite.var(ddof=1)), arm.photos - 1), *parts]
     if not parts or not math.isfinite(value):
         return Difference(value, by_seed, seed_sd, image_interval, None, None, None)
-    if sum(v for v, _ in parts) == 0:
-        return Difference(value, by_seed, seed_sd, image_interval, (value, value), 1.0 if value == 0 else None, 0.0)
+    if all(same(0.0, v) for v, _ in parts):
+        return _without_variation(Difference(value, by_seed, seed_sd, None, None, None, None), arm, baseline)
     half = _half_width(parts, 1 - ALPHA / 2)
     detectable = half + _half_width(parts, POWER)
     if len(parts) == 1 and drawn is not None:
         return Difference(value, by_seed, seed_sd, image_interval, image_interval, _bootstrap_p(drawn), detectable)
     return Difference(value, by_seed, seed_sd, image_interval, (value - half, value + half), _p(abs(value), parts), detectable)
+
+
+def _without_variation(d: Difference, arm: Measured, baseline: Measured) -> Difference:
+    if arm.trials is None or baseline.trials is None or min(arm.trials, baseline.trials) < 1:
+        return d
+    trials = min(arm.trials, baseline.trials)
+    unseen = 1 - ALPHA ** (1 / trials)
+    p = 1.0 if same(0.0, abs(d.value)) else min(1.0, 2.0 ** (1 - trials))
+    return replace(d, interval=(max(-1.0, d.value - unseen), min(1.0, d.value + unseen)), p=p)
 
 
 def _half_width(parts: Sequence[tuple[float, float]], level: float) -> float:
@@ -145,6 +162,13 @@ def holm(differences: Sequence[Difference]) -> list[Difference]:
 
 
 def interval_of(measured: Measured) -> tuple[float, float] | None:
-    """95 % interval of an arm's own mean, made like that of a difference; None with one seed and no images."""
-    zero = np.zeros_like(measured.draws) if measured.draws is not None else None
-    return difference(measured, Measured(measured.seeds, (0.0,) * len(measured.values), zero, measured.images)).interval
+    """95 % interval of an arm's own mean, made like that of a difference; None with one seed and no photos.
+
+    A share without any variation has Wilson's.
+    """
+    draws, share_of = measured.draws, measured.trials
+    values = [*measured.values, *([] if draws is None else (draws.min(), draws.max()))]
+    if draws is not None and share_of and np.isfinite(values).all() and same(min(values), max(values)):
+        return wilson(measured.mean, share_of)
+    zero = None if draws is None else np.zeros_like(draws)
+    return difference(measured, replace(measured, values=(0.0,) * len(measured.values), draws=zero, trials=None)).interval

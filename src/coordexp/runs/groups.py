@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from coordexp.errors import ComparisonError, DataError
 from coordexp.runs.manifest import MANIFEST, file_sha256, read_json_object, read_manifest
 
 AB_FILE: Final = "ab.json"
-# Differ between runs of one arm, or say where things lie.
+# Differ between runs of one arm, or say where things lie; what stands there is compared, see :func:`identity`.
 _NOT_VARIABLES: Final = ("name", "question", "seed", "output_dir", "model.path", "model.tiny.seed", "vocab.seed", "data.source", "report")
 
 
@@ -36,26 +37,34 @@ class Run:
 
 @dataclass(frozen=True)
 class Group:
-    """An arm: its runs, one a seed. ``changed``: what it changes against the baseline; ``left_out``: runs that are not complete."""
+    """An arm: its runs. ``changed``: what it changes in the configuration of the baseline; ``differs``: what else is not the same,
+    see :func:`identity`; ``left_out``: runs that are not complete."""
 
     name: str
     runs: tuple[Run, ...]
     changed: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     utilisation: dict[str, float] = field(default_factory=dict)
+    differs: tuple[str, ...] = ()
 
     @property
     def seeds(self) -> tuple[int, ...]:
         return tuple(run.seed for run in self.runs)
 
+    @property
+    def repeats(self) -> tuple[tuple[int, int], ...]:
+        """Of each run its seed, and how many runs of that seed stand before it: runs of two arms are paired by both."""
+        return tuple((seed, self.seeds[:i].count(seed)) for i, seed in enumerate(self.seeds))
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is to be compared: the arms, the baseline first."""
+    """What is to be compared: the arms, the baseline first. ``cautions``: what makes it another comparison than one of recipes."""
 
     name: str
     question: str | None
     groups: tuple[Group, ...]
+    cautions: tuple[str, ...] = ()
 
 
 def read_groups(paths: Sequence[Path], baseline: str | None = None) -> Comparison:
@@ -83,9 +92,34 @@ def read_groups(paths: Sequence[Path], baseline: str | None = None) -> Compariso
         raise ComparisonError(f"--baseline {first}: expected one of {', '.join(names)}")
     ordered = sorted(found.groups, key=lambda group: group.name != first)
     check_alike([run for group in ordered for run in group.runs])
+    for group in ordered:
+        _refuse_copies(group)
     if not any(group.changed for group in ordered):
         ordered = [_with_changes(group, ordered[0]) for group in ordered]
-    return Comparison(found.name, found.question, tuple(ordered))
+    differs = [_differing(group, ordered[0]) for group in ordered]
+    cautions = [
+        f"{group.name} has another {what} than {ordered[0].name} ({there} -> {here}): a difference is not one of the recipe alone"
+        for group, found_ in zip(ordered, differs, strict=True)
+        for what, (there, here) in found_.items()
+        if what in _ANOTHER_COMPARISON
+    ]
+    ordered = [
+        replace(group, differs=tuple(f"{what}: {there} -> {here}" for what, (there, here) in found_.items()))
+        for group, found_ in zip(ordered, differs, strict=True)
+    ]
+    return Comparison(found.name, found.question, tuple(ordered), tuple(cautions))
+
+
+def _refuse_copies(group: Group) -> None:
+    """Runs of one seed with the same predictions are one run and its copies, and say nothing about the spread of training."""
+    first: dict[tuple[int, str], Path] = {}
+    for run in group.runs:
+        made = (run.seed, str(run.results["provenance"]["predictions_sha256"]))
+        if made in first:
+            raise ComparisonError(
+                f"{run.path}: has the seed and the predictions of {first[made]}: a copy is no second run, name one of them only"
+            )
+        first[made] = run.path
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -206,6 +240,48 @@ def check_alike(runs: Sequence[Run]) -> None:
 
 def _short(text: str) -> str:
     return text[:12] if len(text) == 64 and text.isalnum() else text if len(text) < 100 else text[:97] + "..."
+
+
+# What of :func:`identity` makes a comparison another one than that of recipes.
+_ANOTHER_COMPARISON: Final = ("base model", "tokenizer")
+
+
+def identity(run: Run) -> dict[str, str]:
+    """What a run was made of that no key of its configuration says: the model it began with and its tokenizer, files and versions."""
+    found = {"base model": _model_text(run.path / "model" / "config.json")}
+    tokenizer = run.path / "model" / "tokenizer.json"
+    found["tokenizer"] = file_sha256(tokenizer)[:12] if tokenizer.is_file() else ""
+    found["starting point"] = str(run.config.get("model", {}).get("path") or "")
+    found |= {f"version of {name}": str(version) for name, version in (run.manifest.get("versions") or {}).items()}
+    commit = run.manifest.get("git") or {}
+    return found | {"commit": str(commit.get("commit", ""))[:12] + (" with changes" if commit.get("dirty") else "")}
+
+
+def _model_text(path: Path) -> str:
+    """Type and size of a model by its ``config.json``; empty without one."""
+    if not path.is_file():
+        return ""
+    config = read_json_object(path)
+    text = config.get("text_config", config)
+    text = text if isinstance(text, dict) else {}
+    sizes = [f"{name} {text[key]}" for key, name in (("hidden_size", "width"), ("num_hidden_layers", "layers")) if key in text]
+    rest = {key: value for key, value in config.items() if key not in ("transformers_version", "_name_or_path", "dtype", "torch_dtype")}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:8]
+    return ", ".join([str(config.get("model_type")), *sizes, digest])
+
+
+def _differing(group: Group, baseline: Group) -> dict[str, tuple[str, str]]:
+    """What of :func:`identity` is not the same in runs of the same seed (in any runs, where none is shared): there and here."""
+    before = dict(zip(baseline.repeats, map(identity, baseline.runs), strict=True))
+    now = dict(zip(group.repeats, map(identity, group.runs), strict=True))
+    pairs = [(before[run], now[run]) for run in before if run in now] or [(a, b) for a in before.values() for b in now.values()]
+    found: dict[str, tuple[str, str]] = {}
+    for there, here in pairs:
+        for what in there.keys() | here.keys():
+            a, b = there.get(what, ""), here.get(what, "")
+            if a != b and what not in found:
+                found[what] = a or "not recorded", b or "not recorded"
+    return dict(sorted(found.items()))
 
 
 def _with_changes(group: Group, baseline: Group) -> Group:
