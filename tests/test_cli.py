@@ -76,9 +76,13 @@ def test_every_fault_of_an_experiment_is_one_error_line_and_nothing_is_written(t
         (("data", "validate", "none.jsonl"), "none.jsonl"),
         (("data", "import", "voc", "none", "--out", "o"), "none"),
         (("data", "import", "voc", "none", "--out", "o", "--on-invalid", "drop"), "--on-invalid: expected skip or error"),
-        (("data", "import", "vco", "none", "--out", "o"), "FORMAT: expected coco, voc, yolo, swift or qwen, got vco"),
-        (("data", "import", "qwen", "none", "--out", "o"), "--coords: expected one of absolute, norm1000, got none"),
-        (("data", "import", "voc", "none", "--out", "o", "--coords", "absolute"), "--coords: only for swift, qwen"),
+        (
+            ("data", "import", "vco", "none", "--out", "o"),
+            "FORMAT: expected coco, voc, yolo, swift, hf, refcoco, labelstudio, createml, datumaro, via, labelme, paligemma, "
+            "florence2, csv or qwen, got vco",
+        ),
+        (("data", "import", "qwen", "none", "--out", "o"), "--coords: expected one of absolute, norm1000, norm1, got none"),
+        (("data", "import", "voc", "none", "--out", "o", "--coords", "absolute"), "--coords: only for swift, hf, csv, qwen"),
         (("data", "stats", "none.jsonl"), "none.jsonl"),
         (("data", "stats", "none.jsonl", "--convention", "norm99"), "--convention: expected norm999"),
         (("data", "render", "none.jsonl", "--out", "o"), "none.jsonl"),

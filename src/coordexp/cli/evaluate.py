@@ -13,11 +13,15 @@ from coordexp.cli.common import AsJson, Overwrite, Seed, examples, flags
 EXAMPLES = examples(
     "coordexp evaluate predictions.jsonl --data data/mine/test.jsonl --out evaluation",
     "coordexp evaluate predictions.jsonl --data data/mine/test.jsonl --out again --json",
+    "coordexp evaluate coco_results.json --data data/coco/val.jsonl --out evaluation",
+    "coordexp evaluate answers.jsonl --data data/mine/test.jsonl --coords norm1000 --out evaluation",
 )
 
 
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="predictions.jsonl.")],
+    predictions: Annotated[
+        Path, typer.Argument(metavar="PREDICTIONS", help="predictions.jsonl, COCO or LVIS results JSON, or answers of a chat model, JSONL.")
+    ],
     data: Annotated[Path, typer.Option(metavar="RECORDS", help="The records they were made for; the images are not needed.")],
     out: Annotated[Path, typer.Option(help="Folder for results.json, per_image.jsonl and table.md.")],
     bootstrap: Annotated[int, typer.Option(min=0, help="Number of resamples of the photos for the intervals; 0: none.")] = 1000,
@@ -26,14 +30,24 @@ def evaluate(
     match_model: Annotated[Path | None, typer.Option(help="Folder of a text model, for --match semantic.", show_default="none")] = None,
     match_similarity: Annotated[float, typer.Option(min=-1, max=1, help="Least cosine similarity, -1 to 1, for --match semantic.")] = 0.7,
     convention: Annotated[str, typer.Option(help="Convention of the bins that errors are counted in.")] = "norm999",
+    categories: Annotated[
+        Path | None, typer.Option(help="COCO results: the file that names their categories.", show_default="what the records came from")
+    ] = None,
+    coords: Annotated[
+        str | None, typer.Option(help="Answers of a chat model: absolute, norm1000 or norm1. Never guessed.", show_default="none")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Go on where the predictions were made for other records.")] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare predictions with records: F1, COCO and LVIS AP, localisation, calibration, health; grounding and pointing."""
+    from tempfile import TemporaryDirectory
     from typing import Literal, cast
 
+    from coordexp.data.importers.base import COORDS
+    from coordexp.data.records import write_records
     from coordexp.errors import ConfigError
+    from coordexp.evaluate.foreign import read_foreign
     from coordexp.evaluate.options import EvaluateOptions
     from coordexp.evaluate.result import headline
     from coordexp.predicting import evaluate_predictions
@@ -51,10 +65,19 @@ def evaluate(
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out: expected a folder, got the file {out}")
     _check_free(out, overwrite)
-    results = evaluate_predictions(predictions, data, options, out=out, convention=convention, force=force)
+    if coords is not None and coords not in COORDS:
+        raise ConfigError(f"--coords: expected one of {', '.join(COORDS)}, got {coords}")
+    foreign = read_foreign(predictions, data, categories=categories, coords=coords)
+    with TemporaryDirectory() as folder:
+        if foreign is not None:
+            predictions = Path(folder) / f"{predictions.stem}.jsonl"
+            write_records(predictions, foreign.rows)
+        results = evaluate_predictions(predictions, data, options, out=out, convention=convention, force=force)
     if as_json:
         typer.echo(json.dumps(results, indent=2))
         return
+    for note in foreign.notes if foreign is not None else ():
+        typer.echo(note)
     for label, value in headline(results):
         typer.echo(f"{label:<44} {value}")
     for note in results["notes"]:

@@ -28,7 +28,7 @@ _SHOWN = 10
 
 def import_(
     format_name: Annotated[str, typer.Argument(metavar="FORMAT", help=f"{', '.join(_NAMES)}: docs/formats.md says what each reads.")],
-    sources: Annotated[list[Path], typer.Argument(metavar="SRC...", help="Folders, or annotation files; several are put together.")],
+    sources: Annotated[list[Path], typer.Argument(metavar="SRC", help="Folder or annotation file; several are put together.")],
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist, unless --add.")],
     split: Annotated[
         list[str] | None, typer.Option(help="Import only this split (repeatable); names the output of single files.", show_default="all")

@@ -100,6 +100,19 @@ def read(job: Job) -> list[RawSplit]:
     return [_split(job, path, name) for path, name in named.items() if name in kept]
 
 
+def categories_of(source: Path) -> dict[str, str]:
+    """Names of categories by id (as text) of a COCO file, or of the first one of a folder; nothing where there is none.
+
+    Raises:
+        DataError: a file that is no JSON, or one id with two names.
+    """
+    files = [source] if source.is_file() else _files(source) if source.is_dir() else []
+    content = json_of(files[0], "COCO JSON with categories") if files else None
+    items = content.get("categories") if isinstance(content, dict) else None
+    pairs = [(item["id"], str(item["name"])) for item in items or [] if isinstance(item, dict) and {"id", "name"} <= item.keys()]
+    return by_key(pairs, "categories", str(source))
+
+
 def _files(folder: Path) -> list[Path]:
     found = [*(folder / "annotations").glob("instances_*.json"), *folder.glob(f"*/{_ROBOFLOW}"), *folder.glob(_ROBOFLOW)]
     if not found:

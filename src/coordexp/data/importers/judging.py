@@ -107,7 +107,7 @@ def judge(
     """
     where = raw.where
     made: dict[str, Any] = {"desc": label(raw.name, where, options.name)}
-    geometry, values = _pixels(raw, size, units_of(raw, coords), repaired)
+    geometry, values = pixels_of(raw, size, units_of(raw, coords), repaired)
     made[geometry] = _inside(geometry, values, size, where, options, repaired)
     area = number(raw.area)
     if area is not None and area > 0:
@@ -121,7 +121,12 @@ def judge(
     return made
 
 
-def _pixels(raw: RawObject, size: tuple[int, int], units: str, repaired: Callable[[str], None]) -> tuple[Geometry, list[float]]:
+def pixels_of(raw: RawObject, size: tuple[int, int], units: str, repaired: Callable[[str], None]) -> tuple[Geometry, list[float]]:
+    """Geometry and pixel values of an object whose numbers are of ``units``; they may lie outside the image.
+
+    Raises:
+        Unusable: no numbers, not as many as they should be, or a box that is reversed or empty.
+    """
     values = raw.values
     if not isinstance(values, list | tuple):
         raise Unusable("not numbers", f"{raw.where}: expected a list of numbers, got {brief(values)}")

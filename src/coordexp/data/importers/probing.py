@@ -133,10 +133,10 @@ def likely_cause(splits: Sequence[RawSplit], options: ImportOptions, source: Pat
     units = file.units or _NAMES[COORDS[options.coords]] if options.coords else file.units
     reading = find_reading(BoxFile(**{**vars(file), "units": units}), few=2)
     found = []
-    if reading.units is not None and units is not None and reading.units != units and units not in reading.units:
+    if reading.units is not None and units is not None and units not in reading.units.split(" or "):
         # Of a few boxes it cannot be told which scale near 1000 it is; norm1000 is the one that models write.
         name = {"pixel": "absolute", "norm1": "norm1"}.get(reading.units, "norm1000")
-        found.append(f"the numbers look like {_LOOKS.get(name, UNITS[reading.units])} " + (f" (--coords {name})" if coords else ""))
+        found.append(f"the numbers look like {_LOOKS.get(name, UNITS[reading.units])}" + (f" (--coords {name})" if coords else ""))
     promised = file.layout or "xyxy"
     if reading.layout != promised:
         found.append(f"the boxes look like {LAYOUTS[reading.layout]}, not {LAYOUTS[promised]}")

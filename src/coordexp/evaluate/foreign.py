@@ -1,0 +1,209 @@
+"""Results of other programs as rows of predictions: COCO and LVIS results JSON, and the text answers of chat models.
+
+COCO: ``[{"image_id": 1, "category_id": 1, "bbox": [x, y, width, height], "score": 0.9}, ...]``; names come from a file of categories.
+Answers: rows with ``response`` (ms-swift infer), ``predict`` (LLaMA-Factory) or a last turn of the model, in any spelling that an import
+reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from coordexp.data.importers.answers import objects_of_text
+from coordexp.data.importers.base import COORDS, RawObject, Unusable, brief, id_text
+from coordexp.data.importers.chat import image_name, turns_of
+from coordexp.data.importers.coco import categories_of
+from coordexp.data.importers.encoding import LAYOUTS, UNITS, BoxFile, find_reading
+from coordexp.data.importers.files import Head, head_of, json_list, rows_of
+from coordexp.data.importers.finding import plain_name
+from coordexp.data.importers.judging import number, pixels_of
+from coordexp.data.records import Record, read_records
+from coordexp.data.rows import IMPORT_FILE
+from coordexp.errors import ConfigError, DataError
+
+_ANSWERS: Final = ("response", "predict", "prediction", "generated_text", "answer", "output")
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Rows of predictions in the order of the records, and what is to be said about how they were read."""
+
+    rows: list[dict[str, Any]]
+    notes: list[str]
+
+
+def read_foreign(path: Path, data: Path, *, categories: Path | None, coords: str | None) -> Foreign | None:
+    """Another program's results as predictions for the records ``data``, or None for a file of this package's own form.
+
+    Raises:
+        DataError: results of other images, without names, or whose boxes are not what the format says.
+        ConfigError: answers whose unit nobody has named.
+    """
+    head = head_of(path) if path.is_file() else Head(path)
+    if {"image_id", "bbox"} <= head.row.keys() and "objects" not in head.row:
+        return _coco(path, read_records(data, check_images=False).records, data, categories)
+    if "objects" not in head.row and (head.row.keys() & {*_ANSWERS, "messages", "conversations"}):
+        return _answers(path, read_records(data, check_images=False).records, coords)
+    if head.top >= {"images", "annotations", "categories"}:
+        raise DataError(f"{path}: expected predictions, got a COCO file of annotations: import it, and evaluate the predictions against it")
+    return None
+
+
+def _coco(path: Path, records: Sequence[Record], data: Path, categories: Path | None) -> Foreign:
+    results: list[Any] = json_list(path) if path.suffix.lower() == ".json" else [row for _, row in rows_of(path)]
+    names, told = _names(data, categories)
+    known = _by_id(records)
+    found: dict[str, list[dict[str, Any]]] = {record.image_id: [] for record in records}
+    boxes: list[list[float]] = []
+    sides: list[tuple[int, int]] = []
+    foreign = 0
+    for i, item in enumerate(results):
+        where = f"{path.name}[{i}]"
+        if not isinstance(item, dict):
+            raise DataError(f"{where}: expected image_id, category_id, bbox and score, got {brief(item)}")
+        record = known.get(id_text(item.get("image_id"))) or known.get(id_text(item.get("image_id")).lstrip("0"))
+        if record is None:
+            foreign += 1
+            continue
+        values = [number(v) for v in item["bbox"]] if isinstance(item.get("bbox"), list) else []
+        box = [value for value in values if value is not None]
+        if len(box) != 4 or len(values) != 4:
+            raise DataError(f"{where}: bbox: expected four finite numbers [x, y, width, height], got {brief(item.get('bbox'))}")
+        boxes.append(box)
+        sides.append((record.width, record.height))
+        made = {"desc": _name(item, names, where, told), "bbox_2d": [box[0], box[1], box[0] + box[2], box[1] + box[3]]}
+        found[record.image_id].append(made | ({"score": item["score"]} if "score" in item else {}))
+    if results and not boxes:
+        raise DataError(
+            f"{path}: expected results of the images of {data}, got none: its first image_id is {brief(results[0].get('image_id'))}"
+        )
+    _refuse_other_readings(path, boxes, sides)
+    notes = [f"{path.name}: COCO results, {len(boxes)} boxes read as [x, y, width, height] in pixels; names from {told}"]
+    if foreign:
+        notes.append(f"{path.name}: {foreign} results are of images that {data.name} does not hold: left out")
+    return Foreign(_rows(records, found, "results" if any("score" in o for items in found.values() for o in items) else None), notes)
+
+
+def _name(item: dict[str, Any], names: dict[str, str], where: str, told: str) -> str:
+    key = id_text(item.get("category_id"))
+    stated = next((item[k] for k in ("category", "category_name", "label", "name") if isinstance(item.get(k), str)), None)
+    if stated is None and key not in names:
+        raise DataError(f"{where}: category_id {brief(item.get('category_id'))}: expected one of {told}, got none: pass --categories FILE")
+    return stated or names[key]
+
+
+def _names(data: Path, categories: Path | None) -> tuple[dict[str, str], str]:
+    """Names by id: of the file that is given, else of the source that the records were imported from."""
+    if categories is not None:
+        return categories_of(categories), str(categories)
+    beside = data.parent / IMPORT_FILE
+    try:
+        imports = json.loads(beside.read_text(encoding="utf-8"))["imports"] if beside.is_file() else []
+        sources = [Path(source) for entry in imports if data.stem in entry["splits"] for source in entry["sources"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{beside}: expected what an import writes, got one that fails with: {brief(error)}") from error
+    for source in sources:
+        names = categories_of(source) if source.suffix == ".json" or source.is_dir() else {}
+        if names:
+            return names, str(source)
+    return {}, "no file of categories"
+
+
+def _by_id(records: Iterable[Record]) -> dict[str, Record]:
+    """Records by id, and by the name of their image without its suffix and zeros; a name that two share is none."""
+    found: dict[str, Record] = {}
+    several: set[str] = set()
+    for record in records:
+        for key in {record.image.stem, record.image.stem.lstrip("0")}:
+            several |= {key} if key in found else set()
+            found[key] = record
+    for key in several:
+        del found[key]
+    return {**found, **{record.image_id: record for record in records}}
+
+
+def _refuse_other_readings(path: Path, boxes: list[list[float]], sides: list[tuple[int, int]]) -> None:
+    """Boxes that are clearly something else would all count as false."""
+    if not boxes:
+        return
+    count = len(boxes)
+    values, limits = np.array(boxes, dtype=np.float64), np.array(sides, dtype=np.float64)
+    places = tuple(map(str, range(count)))
+    file = BoxFile("coco", "pixel", "xywh", values, limits, np.zeros(count, dtype=np.int64), places, places, count, (), True)
+    reading = find_reading(file, few=2)
+    looks = []
+    if reading.units not in (None, "pixel"):
+        looks.append(UNITS[str(reading.units)])
+    if reading.layout != "xywh":
+        looks.append(LAYOUTS[reading.layout])
+    if looks:
+        raise DataError(f"{path}: expected boxes as [x, y, width, height] in pixels, got {' and '.join(looks)}: convert them first")
+
+
+def _answers(path: Path, records: Sequence[Record], coords: str | None) -> Foreign:
+    if coords is None:
+        raise ConfigError(
+            f"--coords: expected one of {', '.join(COORDS)}, got none: {path} does not say what the numbers of its answers are"
+        )
+    rows: list[tuple[str, dict[str, Any]]] = []
+    for where, row in rows_of(path):
+        if isinstance(row, Unusable):
+            raise row
+        rows.append((where, row))
+    known = {**{record.image.name: record for record in records}, **{record.image_name: record for record in records}}
+    found: dict[str, list[dict[str, Any]]] = {record.image_id: [] for record in records}
+    named = [_image(row, known) for _, row in rows]
+    by_order = not any(named) and len(rows) == len(records)
+    if not by_order and not all(named):
+        place = rows[named.index(None)][0]
+        raise DataError(f"{place}: expected the image of a record, or as many rows as the {len(records)} records, got {len(rows)} rows")
+    boxless = unusable = 0
+    for (where, row), record in zip(rows, records if by_order else named, strict=True):
+        assert record is not None
+        text = next((row[key] for key in _ANSWERS if isinstance(row.get(key), str)), None)
+        turns = turns_of(row)
+        if text is None:
+            text = next((said for role, said in reversed(turns) if role == "assistant"), "")
+        question = next((said for role, said in reversed(turns) if role == "user"), "")
+        objects = objects_of_text(text, where, question)
+        boxless += objects is None
+        for raw in objects or []:
+            made = _object(raw, (record.width, record.height), COORDS[coords])
+            unusable += made is None
+            found[record.image_id] += [] if made is None else [made]
+    how = "in the order of the records" if by_order else "by the names of their images"
+    notes = [
+        f"{path.name}: {len(rows)} answers, matched {how}, numbers read as {coords}; {boxless} without a box, {unusable} boxes unusable"
+    ]
+    return Foreign(_rows(records, found, None), notes)
+
+
+def _image(row: dict[str, Any], known: dict[str, Record]) -> Record | None:
+    try:
+        name = plain_name(image_name(row, ""))
+    except Unusable:
+        return None
+    return known.get(name) or known.get(name.rpartition("/")[2])
+
+
+def _object(raw: RawObject | Unusable, size: tuple[int, int], units: str) -> dict[str, Any] | None:
+    if isinstance(raw, Unusable) or not isinstance(raw.name, str) or not raw.name.strip():
+        return None
+    try:
+        geometry, values = pixels_of(raw, size, raw.units or units, lambda line: None)
+    except Unusable:
+        return None
+    return {"desc": raw.name.strip(), geometry: values}
+
+
+def _rows(records: Sequence[Record], found: dict[str, list[dict[str, Any]]], source: str | None) -> list[dict[str, Any]]:
+    return [
+        {"image_id": r.image_id, "width": r.width, "height": r.height, "objects": found[r.image_id], "score_source": source}
+        for r in records
+    ]

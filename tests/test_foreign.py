@@ -1,0 +1,153 @@
+"""Results of other programs: COCO and LVIS results and chat answers give the numbers of the same boxes as predictions."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from command import call
+from coordexp.data.importers.formats import import_data
+from coordexp.data.records import read_records
+
+W, H, IMAGES = 640, 480, 8
+
+
+def truth(folder):
+    """A COCO file with its images, imported; returns the boxes by image as (category id, xyxy)."""
+    rng = np.random.default_rng(3)
+    boxes = {}
+    for i in range(IMAGES):
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        Image.new("L", (W, H)).save(folder / f"images/{i + 1:012d}.jpg")
+        size = rng.uniform(40, 200, (4, 2))
+        low = rng.uniform(0, 1, (4, 2)) * (np.array([W, H]) - size)
+        boxes[i + 1] = [(int(c), box) for c, box in zip(rng.integers(1, 3, 4), np.hstack([low, low + size]).round(2).tolist(), strict=True)]
+    annotations = [
+        {"id": 10 * i + j, "image_id": i, "category_id": c, "bbox": [b[0], b[1], b[2] - b[0], b[3] - b[1]]}
+        for i, items in boxes.items()
+        for j, (c, b) in enumerate(items)
+    ]
+    images = [{"id": i, "file_name": f"{i:012d}.jpg", "width": W, "height": H} for i in boxes]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]}
+    (folder / "instances_val.json").write_text(json.dumps(content))
+    import_data("coco", folder / "instances_val.json", folder / "data")
+    return boxes
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("foreign")
+    boxes = truth(folder)
+    rng = np.random.default_rng(4)
+    # Three of four are found, a little off, and one of them under the other name.
+    found = {}
+    for i, items in boxes.items():
+        near = [(c, (np.array(b) + rng.normal(0, 2, 4)).round(2).tolist(), round(float(rng.random()), 3)) for c, b in items[:3]]
+        found[i] = [(3 - c if j == 1 else c, b, s) for j, (c, b, s) in enumerate(near)]
+    names = {1: "cat", 2: "dog"}
+    rows = [
+        {
+            "image_id": record.image_id, "width": W, "height": H, "score_source": "results",
+            "objects": [{"desc": names[c], "bbox_2d": b, "score": s} for c, b, s in found[int(record.image_id)]],
+        }
+        for record in read_records(folder / "data/val.jsonl").records
+    ]  # fmt: skip
+    (folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder, found, names
+
+
+def results_of(folder, name, content):
+    path = folder / name
+    path.write_text(json.dumps(content) if name.endswith(".json") else "".join(json.dumps(row) + "\n" for row in content))
+    return path
+
+
+def evaluate(monkeypatch, capsys, folder, path, out, *more):
+    code, text, err = call(
+        monkeypatch, capsys, "evaluate", path, "--data", folder / "data/val.jsonl", "--out", out, "--bootstrap", 0, *more
+    )
+    numbers = json.loads((out / "results.json").read_text()) if code == 0 else {}
+    return code, text, err, {k: v for k, v in numbers.items() if k.startswith(("coco.", "detection."))}
+
+
+def coco_results(found, change=lambda b: [b[0], b[1], b[2] - b[0], b[3] - b[1]], key=lambda i: i):
+    return [{"image_id": key(i), "category_id": c, "bbox": change(b), "score": s} for i, items in found.items() for c, b, s in items]
+
+
+@pytest.mark.parametrize("key", [lambda i: i, str, lambda i: f"{i:012d}"])
+def test_coco_results_give_the_numbers_of_the_same_predictions(made, tmp_path, monkeypatch, capsys, key):
+    folder, found, _ = made
+    own = evaluate(monkeypatch, capsys, folder, folder / "own.jsonl", tmp_path / "own")[3]
+    assert own["coco.file.ap"] > 0.1
+    code, out, _, numbers = evaluate(
+        monkeypatch, capsys, folder, results_of(tmp_path, "coco_results.json", coco_results(found, key=key)), tmp_path / "e"
+    )
+    assert code == 0
+    assert numbers.keys() == own.keys()
+    assert all(numbers[k] == pytest.approx(own[k], abs=1e-9) for k in own)
+    assert "coco_results.json: COCO results, 24 boxes read as [x, y, width, height] in pixels; names from " in out
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda b: [b[0] / W, b[1] / H, (b[2] - b[0]) / W, (b[3] - b[1]) / H], "got 0..1 of each side: convert them first"),
+        (lambda b: b, "got [x1, y1, x2, y2]: convert them first"),
+        (lambda b: [b[0], b[1], None, 3], "bbox: expected four finite numbers"),
+    ],
+)
+def test_results_that_are_something_else_are_named(made, tmp_path, monkeypatch, capsys, change, says):
+    folder, found, _ = made
+    path = results_of(tmp_path, "r.json", coco_results(found, change))
+    code, _, err, _ = evaluate(monkeypatch, capsys, folder, path, tmp_path / "e")
+    assert (code, err.count("\n"), says in err) == (2, 1, True), err
+    assert not (tmp_path / "e").exists()
+
+
+def test_names_come_from_the_file_that_is_given_and_are_missed_by_their_number(made, tmp_path, monkeypatch, capsys):
+    folder, found, _ = made
+    path = results_of(tmp_path, "r.json", [{**row, "category_id": row["category_id"] + 7} for row in coco_results(found)])
+    code, _, err, _ = evaluate(monkeypatch, capsys, folder, path, tmp_path / "e")
+    assert (code, "r.json[0]: category_id " in err, "pass --categories FILE" in err) == (2, True, True)
+    names = results_of(tmp_path, "names.json", {"categories": [{"id": 8, "name": "cat"}, {"id": 9, "name": "dog"}]})
+    assert evaluate(monkeypatch, capsys, folder, path, tmp_path / "e", "--categories", names)[0] == 0
+    path = results_of(tmp_path, "r.json", [{**row, "image_id": 999} for row in coco_results(found)])
+    assert "expected results of the images of" in evaluate(monkeypatch, capsys, folder, path, tmp_path / "e2")[2]
+
+
+@pytest.mark.parametrize("kind", ["ms-swift", "LLaMA-Factory"])
+def test_answers_of_chat_models_are_matched_and_scored(made, tmp_path, monkeypatch, capsys, kind):
+    folder, found, names = made
+    own = [json.loads(line) for line in (folder / "own.jsonl").read_text().splitlines()]
+    for row in own:
+        row["score_source"] = None
+        for item in row["objects"]:
+            del item["score"]
+    expected = evaluate(monkeypatch, capsys, folder, results_of(tmp_path, "own.jsonl", own), tmp_path / "own")[3]
+
+    def answer(i):
+        scaled = [
+            {"bbox_2d": [v / side * 1000 for v, side in zip(b, (W, H, W, H), strict=True)], "label": names[c]} for c, b, _ in found[i]
+        ]
+        return f"```json\n{json.dumps(scaled)}\n```"
+
+    if kind == "ms-swift":
+        rows = [{"images": [{"path": f"/else/{i:012d}.jpg"}], "response": answer(i), "messages": []} for i in found]
+    else:
+        rows = [{"prompt": "find", "predict": answer(i), "label": ""} for i in found]
+    path = results_of(tmp_path, "answers.jsonl", rows)
+    assert "--coords: expected one of" in evaluate(monkeypatch, capsys, folder, path, tmp_path / "no")[2]
+    code, out, _, numbers = evaluate(monkeypatch, capsys, folder, path, tmp_path / "e", "--coords", "norm1000")
+    assert code == 0
+    assert {k: v for k, v in numbers.items() if v is not None} == pytest.approx(
+        {k: v for k, v in expected.items() if v is not None}, abs=1e-9
+    )
+    assert f"8 answers, matched {'by the names of their images' if kind == 'ms-swift' else 'in the order of the records'}" in out
+
+
+def test_a_file_of_annotations_is_no_result(made, monkeypatch, capsys, tmp_path):
+    folder = made[0]
+    assert "got a COCO file of annotations" in evaluate(monkeypatch, capsys, folder, folder / "instances_val.json", tmp_path / "e")[2]
