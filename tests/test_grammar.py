@@ -99,3 +99,17 @@ def test_a_token_across_a_boundary_is_format():
     roles, slots = token_roles(offsets, rendered.spans)
     assert roles == [ROLE_CODES[r] for r in ("format", "desc", "format", "coord")]
     assert slots == [None, None, None, (0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ('{"objects": [{"desc": "cat", "bbox_2d": [1, 2, 30, 40]}]}', {"bad_object": 1}),
+        ('{"objects": [{"desc": "cat", "bbox_2d": [1, 2, 30, 40]} ] }\n', {"bad_object": 1}),
+        ('{"object_1": {"desc": "cat", "bbox_2d": [1, 2, 30, 40]}}', {"bad_object": 1}),
+        ('{"objects": [{"desc": "cat", "bbox_2d": [1, 2, 30, 40]}]', {"bad_object": 1, "truncated": 1}),
+        ('{"objects": [{"desc": "cat", "bbox_2d": [1, 2, 30', {"bad_object": 1, "truncated": 1}),
+    ],
+)
+def test_a_whole_answer_with_a_bad_object_is_not_truncated(text, problems):
+    assert parse(text).problems == problems

@@ -204,3 +204,55 @@ def test_reading_and_auditing_load_no_torch(tmp_path):
     code = f"import sys, pathlib, coordexp.runs.audit as a; a.audit(pathlib.Path({str(tmp_path)!r})); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def _factory(folder, rows):
+    names = {"step": "current_steps", "learning_rate": "lr"}
+    lines = [
+        {**{names.get(k, k): v for k, v in row.items()}, "total_steps": 500, "percentage": 1, "elapsed_time": "0:00:32"} for row in rows
+    ]
+    (folder / "trainer_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def _wandb(folder, rows):
+    columns = ["loss", "learning_rate", "eval_loss"]
+    names = [f"run-1 - {tag}" for tag in ("train/loss", "train/learning_rate", "val/loss")]
+    lines = ["Step," + ",".join(f'"{name}","{name}__MIN","{name}__MAX"' for name in names)]
+    lines += [f"{row['step']}," + ",".join(",".join([str(row.get(c, ""))] * 3) for c in columns) for row in rows]
+    (folder / "export.csv").write_text("\n".join(lines))
+    return folder / "export.csv"
+
+
+def _plain(folder, rows):
+    names = {"loss": "train_loss", "eval_loss": "val/loss"}
+    lines = [json.dumps({names.get(k, k): v for k, v in row.items()}) for row in rows]
+    (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
+    return folder / "log.jsonl"
+
+
+@pytest.mark.parametrize(("write", "source"), [(_factory, "llama-factory"), (_wandb, "csv"), (_plain, "jsonl")])
+def test_logs_of_other_programs_give_the_same_series(tmp_path, write, source):
+    rows = [{"step": i, "loss": 2 / i, "learning_rate": 1e-4 / i} for i in (1, 2, 3)] + [{"step": 3, "eval_loss": 0.5}]
+    log = read_log(write(tmp_path, rows))
+    assert log.source == source
+    assert series(log.train, "loss") == ([1, 2, 3], [2.0, 1.0, 2 / 3])
+    assert series(log.train, "learning_rate") == ([1, 2, 3], [1e-4, 5e-5, 1e-4 / 3])
+    assert series(log.eval, "eval_loss") == ([3], [0.5])
+    assert log.settings == ({"max_steps": 500} if source == "llama-factory" else {})
+
+
+def test_folders_of_hyperparameters_are_no_runs(tmp_path):
+    write_events(tmp_path / "runs" / "Nov25_host", ROWS)
+    write_events(tmp_path / "runs" / "Nov25_host" / "1764070000.12", ROWS[:1])
+    assert series(read_log(tmp_path).train, "loss")[0][-1] == ROWS[-1]["step"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a,b\n1,2\n", "Wall time,Step,Value\n1,2,3\n", "Step,r1 - loss,r2 - loss\n1,2,3\n", "Step,loss\nx,1\n"]
+)
+def test_a_table_that_is_no_log_of_one_run_is_refused_in_one_line(tmp_path, text):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(DataError, match=r"x\.csv") as caught:
+        read_log(tmp_path / "x.csv")
+    assert "\n" not in str(caught.value)

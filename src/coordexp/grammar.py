@@ -35,6 +35,7 @@ _LISTED_SEPARATOR: Final = re.compile(r"\s*+,?\s*+")
 _LISTED_END: Final = re.compile(r"\]\s*+\}")
 _KEYED_ANSWER: Final = re.compile(r'\s*+\{\s*+"object_\d++"\s*+:')
 _KEYED_SEPARATOR: Final = re.compile(r'\s*+\{?\s*+,?\s*+"object_\d++"\s*+:\s*+')
+_LISTED_TAIL: Final = re.compile(r"\]\s*+\}\s*+\Z")
 _KEYED_END: Final = re.compile(r"\}")
 _NEXT_OBJECT: Final = re.compile(r'"object_\d++"\s*+:\s*+\{|\{\s*+"desc"')
 _HALF_PAIR: Final = re.compile(r"[\ud800-\udfff]")
@@ -200,7 +201,7 @@ def _read_objects(
             problems["bad_object"] += 1
             resume = _NEXT_OBJECT.search(text, start + 1)
             if resume is None:
-                return len(text)
+                return _closing(text)
             at = resume.start()
             continue
         desc, where, geometry, span, at = found
@@ -213,6 +214,16 @@ def _read_objects(
             instances.append(Instance(desc, bins, geometry))
             index.append(tuple(ordinals[m.start()] for m in tokens))
             written.append(where)
+
+
+def _closing(text: str) -> int:
+    """Where the end of an answer begins whose last object is bad: before its last brackets if it is whole JSON, else behind the text."""
+    try:
+        json.loads(COORD_TOKEN.sub("0", text))
+    except (ValueError, RecursionError):
+        return len(text)
+    end = _LISTED_TAIL.search(text)
+    return end.start() if end else text.rindex("}")
 
 
 def _read_object(text: str, start: int) -> tuple[str, tuple[int, int], Geometry, tuple[int, int], int] | None:

@@ -1,11 +1,13 @@
-"""One reader for four kinds of log: :func:`read_log` gives the same :class:`RunLog` whatever wrote it.
+"""One reader for all kinds of log: :func:`read_log` gives the same :class:`RunLog` whatever wrote it.
 
 A run directory or its ``logging.jsonl`` (first row a header), the ``logging.jsonl`` of ms-swift, the
-``trainer_state.json`` of transformers, TensorBoard event files. Old metric names come out under the kept ones.
+``trainer_state.json`` of transformers, the ``trainer_log.jsonl`` of LLaMA-Factory, TensorBoard event files, CSV with a column of steps
+(as W&B and Lightning export it). Old metric names come out under the kept ones.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 from bisect import bisect_left
 from collections.abc import Mapping
@@ -19,13 +21,16 @@ from coordexp.runs.names import kept_name
 
 EVAL_PREFIX: Final = "eval_"
 EVENTS: Final = "*tfevents*"
-Source = Literal["run", "ms-swift", "trainer_state", "tensorboard", "jsonl"]
+Source = Literal["run", "ms-swift", "trainer_state", "tensorboard", "jsonl", "llama-factory", "csv"]
 
 # What Trainer logs once, when training ends; never part of a series.
 SUMMARY_KEYS: Final = frozenset({"train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos"})
 # Differ between two copies of one row, because each is made at its own moment.
 _CLOCKS: Final = frozenset({"elapsed_time", "remaining_time", "train_speed(iter/s)", "train_speed(s/it)", "memory(GiB)", "memory"})
 _LARGEST_STEP: Final = 2**53
+_LOGS: Final = ("logging.jsonl", "trainer_state.json", "trainer_log.jsonl", "metrics.csv")
+# Columns of a CSV file that count steps.
+_STEPS: Final = ("step", "_step", "global_step", "trainer/global_step", "train/global_step", "iteration", "current_steps")
 
 
 @dataclass(frozen=True)
@@ -65,28 +70,33 @@ def read_log(path: Path) -> RunLog:
         return read_events(path)
     if path.suffix == ".json":
         return _read_state(path)
-    return _read_jsonl(path)
+    return _read_csv(path) if path.suffix == ".csv" else _read_jsonl(path)
 
 
 def find_log(path: Path) -> Path:
     """The log file that ``path`` means; a folder of event files stands for itself.
 
-    A folder is searched for ``logging.jsonl``, ``trainer_state.json``, the one of its last checkpoint, event files.
+    A folder is searched for ``logging.jsonl``, ``trainer_state.json``, ``trainer_log.jsonl``, ``metrics.csv``, the ``trainer_state.json``
+    of its last checkpoint, event files. Folders of hyperparameters beside event files, named by a time, are no runs.
 
     Raises:
         DataError: a folder without a log, or with event files of several runs.
     """
     if not path.is_dir():
         return path
-    for name in ("logging.jsonl", "trainer_state.json"):
+    for name in _LOGS:
         if (path / name).is_file():
             return path / name
     states = [p for p in path.glob("checkpoint-*/trainer_state.json") if p.parent.name.rpartition("-")[2].isdigit()]
     if states:
         return max(states, key=lambda p: int(p.parent.name.rpartition("-")[2]))
+    renamed = [p for name in _LOGS for p in path.glob(f"*{name}")]
+    if len(renamed) == 1:
+        return renamed[0]
     folders = sorted({p.parent for p in path.rglob(EVENTS) if p.is_file()})
+    folders = [p for p in folders if not (p.parent in folders and _as_number(p.name) != p.name)]
     if not folders:
-        raise DataError(f"{path}: no log: expected logging.jsonl, trainer_state.json or TensorBoard event files")
+        raise DataError(f"{path}: no log: expected {', '.join(_LOGS)} or TensorBoard event files")
     if len(folders) > 1:
         names = ", ".join(str(p.relative_to(path)) for p in folders[:5])
         raise DataError(f"{path}: event files in {len(folders)} folders ({names}): name one of them")
@@ -103,7 +113,7 @@ class RowCollector:
         self.notes: list[str] = []
         self.summary: dict[str, Any] = {}
         self.settings: dict[str, Any] = {}
-        self.swift = False
+        self.swift = self.factory = False
         self._duplicates = 0
         # Rows of one kind share their keys: what follows from the keys alone is worked out once.
         self._shapes: dict[tuple[str, ...], tuple[tuple[str, ...], bool, tuple[tuple[str, str], ...]]] = {}
@@ -141,7 +151,14 @@ class RowCollector:
     def _take_step(self, row: dict[str, Any], where: str) -> int:
         """The step; ms-swift writes ``global_step/max_steps``, either as that key or as the value of ``global_step``."""
         value = row.get("step")
-        if "step" not in row:
+        if "step" not in row and "current_steps" in row:
+            # LLaMA-Factory.
+            self.factory = True
+            value, total = row.pop("current_steps"), row.pop("total_steps", None)
+            row.pop("percentage", None)
+            if isinstance(total, int) and 0 < total < _LARGEST_STEP:
+                self.settings["max_steps"] = total
+        elif "step" not in row:
             both = row.pop("global_step/max_steps", None)
             self.swift = self.swift or both is not None
             value = row.pop("global_step", None) if both is None else both
@@ -159,8 +176,11 @@ class RowCollector:
         keys = tuple(row)
         found = self._shapes.get(keys)
         if found is None:
-            renames = tuple((key, kept_name(key)) for key in keys if kept_name(key) != key)
-            found = self._shapes[keys] = (keys, any(key.startswith(EVAL_PREFIX) for key in keys), renames)
+            kept = {key: kept_name(key) for key in keys}
+            if "train_loss" in kept and "train_runtime" not in kept:
+                kept["train_loss"] = "loss"  # a plain tag; of the trainer's own summary it is the mean over all steps
+            renames = tuple((key, name) for key, name in kept.items() if name != key)
+            found = self._shapes[keys] = (keys, any(name.startswith(EVAL_PREFIX) for name in kept.values()), renames)
         return found
 
     def _place(self, row: dict[str, Any], step: int, rows: list[dict[str, Any]], label: str) -> None:
@@ -220,7 +240,34 @@ def _read_jsonl(path: Path) -> RunLog:
                 collector.add(row, where)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    return collector.finish("run" if collector.header is not None else "ms-swift" if collector.swift else "jsonl")
+    other: Source = "ms-swift" if collector.swift else "llama-factory" if collector.factory else "jsonl"
+    return collector.finish("run" if collector.header is not None else other)
+
+
+def _read_csv(path: Path) -> RunLog:
+    """A table with a column of steps. W&B puts the run's name before a metric's (``NAME - loss``), and a smallest and largest value
+    beside."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: expected a CSV log in UTF-8, got one that fails with: {' '.join(str(error).split())}") from error
+    header = [name.strip() for name in rows[0]] if rows else []
+    step = next((i for i, name in enumerate(header) if name.lower() in _STEPS), None)
+    names = {i: name.rpartition(" - ")[2] for i, name in enumerate(header) if i != step and not name.endswith(("__MIN", "__MAX"))}
+    if step is None or len(set(names.values())) < len(names) or "Value" in header:
+        got = ", ".join(header)[:120] or "none"
+        raise DataError(f"{path}: expected a column step and one for each metric of one run, got {got}: name the columns so")
+    collector = RowCollector(path.name)
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) <= step or not row[step].strip():
+            continue
+        count = _as_number(row[step])
+        values = {names[i]: _as_number(cell) for i, cell in enumerate(row) if i in names and cell.strip()}
+        whole = int(count) if isinstance(count, float) and count.is_integer() else row[step]
+        if values:
+            collector.add({"step": whole, **values}, f"{path}:{number}")
+    return collector.finish("csv")
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Final
 # `Subject.term_scale` before they take such a value as raw.
 OLD_NAMES: Final[dict[str, str]] = {
     "acc": "token_acc",
+    "lr": "learning_rate",
     "coord_diag/loss": "coord_softce_w1/loss",
     "coord_diag/ce": "coord_softce_w1/ce",
     "coord_diag/soft_ce": "coord_softce_w1/soft_ce",
@@ -30,8 +31,17 @@ OLD_NAMES: Final[dict[str, str]] = {
 }
 
 
+# How other programs mark a value of the evaluation.
+_EVAL_TAGS: Final = ("val/", "valid/", "validation/", "eval/", "val_", "valid_", "validation_")
+
+
 def kept_name(key: str, prefix: str = "eval_") -> str:
-    """The kept name of a key, with or without the evaluation prefix; a key that is not old comes back as it is."""
+    """The kept name of a key, with or without the evaluation prefix; a key that is not old comes back as it is.
+
+    ``val/KEY``, ``valid_KEY`` and the like are evaluation values, ``train/KEY`` is ``KEY``.
+    """
+    tag = next((tag for tag in _EVAL_TAGS if key.startswith(tag)), None)
+    key = key.removeprefix("train/") if tag is None else prefix + key[len(tag) :]
     if key.startswith(prefix):
         return prefix + OLD_NAMES.get(key[len(prefix) :], key[len(prefix) :])
     return OLD_NAMES.get(key, key)

@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from coordexp.errors import DataError
 from coordexp.runs.logs import EVAL_PREFIX, EVENTS, SUMMARY_KEYS, RowCollector, RunLog
+from coordexp.runs.names import kept_name
 
-_TRAIN, _EVAL = "train/", "eval/"
+_TRAIN: Final = "train/"
 # Trainer writes its arguments as one text.
 _ARGUMENTS: Final = "args/text_summary"
 
@@ -18,7 +19,7 @@ _ARGUMENTS: Final = "args/text_summary"
 def read_events(path: Path) -> RunLog:
     """An event file, or all of a folder in the order of their names (a resumed run adds one).
 
-    ``train/KEY`` is a training value ``KEY``, ``eval/KEY`` an ``eval_KEY``; other tags keep their name.
+    ``train/KEY`` is a training value ``KEY``, ``eval/KEY`` (``val/KEY``, ``val_KEY``) an ``eval_KEY``; other tags keep their name.
     TensorBoard keeps 32-bit floats. Of two values of one tag at one step in one file the later counts.
 
     Raises:
@@ -32,10 +33,11 @@ def read_events(path: Path) -> RunLog:
         rows: dict[tuple[bool, int], dict[str, Any]] = {}
         for step, tag, value in _scalars(file, collector):
             key = tag.removeprefix(_TRAIN)
-            if key in SUMMARY_KEYS:
+            # Trainer's own summary comes as train/train_loss; a plain train_loss is another program's loss.
+            if key in SUMMARY_KEYS and (key != "train_loss" or tag.startswith(_TRAIN)):
                 collector.summary[key] = value
                 continue
-            key = EVAL_PREFIX + tag.removeprefix(_EVAL) if tag.startswith(_EVAL) else key
+            key = kept_name(key)
             rows.setdefault((key.startswith(EVAL_PREFIX), step), {"step": step})[key] = value
         for _, row in sorted(rows.items(), key=lambda item: item[0][1]):
             collector.add(row, f"{file}: step {row['step']}")
