@@ -1,4 +1,4 @@
-"""``coordexp data synth | import | export-swift | validate | stats | render``."""
+"""``coordexp data synth | import | export | export-swift | validate | stats | render``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from coordexp.cli.common import AsJson, Group, Overwrite, Seed, examples, flags, progress
+from coordexp.cli.exporting import DATA_EXAMPLES, export
 from coordexp.cli.importing import EXAMPLES as IMPORT_EXAMPLES
 from coordexp.cli.importing import import_
 
 app = typer.Typer(cls=Group, help="Make, import and check data.", no_args_is_help=True)
 
 app.command("import", epilog=IMPORT_EXAMPLES)(import_)
+app.command("export", epilog=DATA_EXAMPLES)(export)
 
 Out = Annotated[Path, typer.Option(help="Folder to write; must not exist.")]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from coordexp.cli import ab, audit, bench, compare, data, doctor, evaluate, init, model, plan, predict, report, run, vocab
+from coordexp.cli import ab, audit, bench, compare, data, doctor, evaluate, exporting, init, model, plan, predict, report, run, vocab
 from coordexp.cli.common import Group, examples
 from coordexp.errors import CoordexpError, RunStopped
 
@@ -75,6 +75,7 @@ app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("report", epilog=report.EXAMPLES)(report.report)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.add_typer(data.app, name="data")
+app.add_typer(exporting.predictions, name="predictions")
 app.add_typer(model.app, name="model")
 app.add_typer(vocab.app, name="vocab")
 app.add_typer(bench.app, name="bench")

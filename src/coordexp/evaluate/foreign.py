@@ -1,4 +1,4 @@
-"""Results of other programs as rows of predictions: COCO and LVIS results JSON, and the text answers of chat models.
+"""Results of other programs as rows of predictions, COCO and LVIS results JSON and the text answers of chat models, and the way back.
 
 COCO: ``[{"image_id": 1, "category_id": 1, "bbox": [x, y, width, height], "score": 0.9}, ...]``; names come from a file of categories.
 Answers: rows with ``response`` (ms-swift infer), ``predict`` (LLaMA-Factory) or a last turn of the model, in any spelling that an import
@@ -8,6 +8,7 @@ reads.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from coordexp.data.exporting import region
 from coordexp.data.importers.answers import objects_of_text
 from coordexp.data.importers.base import COORDS, RawObject, Unusable, brief, id_text
 from coordexp.data.importers.chat import image_name, turns_of
@@ -24,8 +26,10 @@ from coordexp.data.importers.files import Head, head_of, json_list, rows_of
 from coordexp.data.importers.finding import plain_name
 from coordexp.data.importers.judging import number, pixels_of
 from coordexp.data.records import Record, read_records
-from coordexp.data.rows import IMPORT_FILE
+from coordexp.data.rows import IMPORT_FILE, RecordObject
 from coordexp.errors import ConfigError, DataError
+from coordexp.evaluate.predictions import read_predictions
+from coordexp.evaluate.samples import normalise
 
 _ANSWERS: Final = ("response", "predict", "prediction", "generated_text", "answer", "output")
 
@@ -207,3 +211,54 @@ def _rows(records: Sequence[Record], found: dict[str, list[dict[str, Any]]], sou
         {"image_id": r.image_id, "width": r.width, "height": r.height, "objects": found[r.image_id], "score_source": source}
         for r in records
     ]
+
+
+def coco_results(path: Path, data: Path, categories: Path | None) -> tuple[list[dict[str, Any]], list[str]]:
+    """Predictions as COCO results, boxes ``[x, y, width, height]``; ids of images as numbers where they are.
+
+    Descriptions without a category in the file are left out and counted.
+
+    Raises:
+        DataError: predictions that cannot be read, or no file of categories.
+    """
+    names, told = _names(data, categories)
+    if not names:
+        raise DataError(f"{data}: expected a file that numbers the categories, got none: pass --categories FILE")
+    number_of = {normalise(name): int(key) if key.isdecimal() else key for key, name in names.items()}
+    rows: list[dict[str, Any]] = []
+    unknown: Counter[str] = Counter()
+    for row in read_predictions(path):
+        image = int(row.image_id) if row.image_id.isdecimal() else row.image_id
+        for item in row.objects:
+            category = number_of.get(normalise(item.desc))
+            if category is None:
+                unknown[item.desc] += 1
+                continue
+            x1, y1, x2, y2 = item.box
+            made = {"image_id": image, "category_id": category, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            rows.append(made | {"score": 1.0 if item.score is None else item.score})
+    notes = [f"categories from {told}"]
+    if unknown:
+        shown = ", ".join(f"{name} {count}" for name, count in unknown.most_common(5))
+        notes.append(f"{unknown.total()} boxes of descriptions that are no category left out ({shown})")
+    return rows, notes
+
+
+def labelstudio_tasks(path: Path, data: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Predictions as tasks with one pre-annotation each, in percent of the sides, with scores where there are some.
+
+    Raises:
+        DataError: predictions that cannot be read, or of an image that the records do not hold.
+    """
+    records = {record.image_id: record for record in read_records(data, check_images=False).records}
+    tasks = []
+    for row in read_predictions(path):
+        if row.image_id not in records:
+            raise DataError(f"{row.source}: image_id: expected one of {data.name}, got {row.image_id!r}")
+        result = []
+        for item in row.objects:
+            values = item.values or item.box
+            made = region(RecordObject(item.desc, item.geometry, tuple(values)), row.width, row.height)
+            result.append(made | ({} if item.score is None else {"score": item.score}))
+        tasks.append({"data": {"image": records[row.image_id].image_name}, "predictions": [{"model_version": path.stem, "result": result}]})
+    return tasks, []
