@@ -93,7 +93,7 @@ def test_every_kind_of_value_survives_the_resolved_form_and_reaches_transformers
     sets = [
         "train.max_steps=null", "train.num_train_epochs=2.5", "train.optim=adafactor", "train.lr_scheduler_type=cosine_with_min_lr",
         "train.lr_scheduler_kwargs={min_lr_rate: 0.1}", "train.warmup_steps=0.05", "train.eval_steps=0.25", "train.report_to=none",
-        "train.gradient_checkpointing=true", "train.deepspeed=null", "train.ddp_timeout=60", "train.run_name=2026-11-25",
+        "train.gradient_checkpointing=true", "train.deepspeed=null", "train.ddp_bucket_cap_mb=60", "train.run_name=2026-11-25",
         "train.trackio_static_space_id=false", "train.dataloader_num_workers=2", "train.dataloader_prefetch_factor=3",
     ]  # fmt: skip
     config = _load(tmp_path, *sets)
@@ -101,7 +101,7 @@ def test_every_kind_of_value_survives_the_resolved_form_and_reaches_transformers
     again = load_config(tmp_path / "again.yaml")
     assert again.train == config.train
     args = arguments.training_arguments(again.train, tmp_path, seed=3)
-    for name in ("num_train_epochs", "warmup_steps", "eval_steps", "ddp_timeout", "run_name", "dataloader_prefetch_factor"):
+    for name in ("num_train_epochs", "warmup_steps", "eval_steps", "ddp_bucket_cap_mb", "run_name", "dataloader_prefetch_factor"):
         assert getattr(args, name) == getattr(config.train, name)
     assert (args.max_steps, args.report_to, args.seed, args.data_seed, args.optim, args.dataloader_persistent_workers) == (
         -1, [], 3, 3, OptimizerNames.ADAFACTOR, True,

@@ -36,7 +36,7 @@ class _Watch(Watch):
 
 def make_trainer(folder, samples, *, size, accumulate):
     options = TrainOptions(
-        max_steps=2, per_device_train_batch_size=size, gradient_accumulation_steps=accumulate, per_device_eval_batch_size=4,
+        num_train_epochs=2, per_device_train_batch_size=size, gradient_accumulation_steps=accumulate, per_device_eval_batch_size=4,
         max_grad_norm=1e9, warmup_steps=0, logging_steps=1, eval_steps=2, save_steps=2, report_to=(),
     )  # fmt: skip
     watch = _Watch()

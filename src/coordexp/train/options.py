@@ -160,8 +160,6 @@ class TrainOptions:
     ddp_bucket_cap_mb: int | None = None
     ddp_broadcast_buffers: bool | None = None
     ddp_static_graph: bool | None = None
-    ddp_backend: Literal["nccl", "mpi", "xccl", "gloo", "hccl"] | None = None
-    ddp_timeout: int = 1800
     fsdp: bool | str | None = None
     fsdp_config: dict[str, Any] | str | None = None
     deepspeed: dict[str, Any] | str | None = None

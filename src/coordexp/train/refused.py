@@ -84,6 +84,8 @@ REFUSED: Final = {
     "do_train": "the command says what is done: coordexp run, train, predict, evaluate",
     "do_eval": "the command says what is done: coordexp run, train, predict, evaluate",
     "do_predict": "the command says what is done: coordexp run, train, predict, evaluate",
+    "ddp_backend": "nccl beside a GPU, gloo on a CPU: the processes meet before the training stage",
+    "ddp_timeout": "six hours: one process makes the data while the others wait, and all meet before that",
     "local_rank": "torchrun or accelerate launch sets it",
 }
 
