@@ -17,7 +17,8 @@ from coordexp import distribution
 from coordexp.errors import ComparisonError, ConfigError, DataError
 from coordexp.evaluate.bootstrap import wilson
 from coordexp.evaluate.options import EvaluateOptions
-from coordexp.evaluate.predictions import READOUT_NAMES, read_predictions
+from coordexp.evaluate.predictions import read_predictions
+from coordexp.evaluate.registry import READOUT_NAMES
 from coordexp.evaluate.result import best_readout, evaluate_files, headline, write_results
 
 OPTIONS = EvaluateOptions(bootstrap=200)

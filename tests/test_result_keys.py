@@ -9,9 +9,8 @@ import pytest
 from test_coordinate_calibration import gaussian, save
 
 from coordexp.evaluate.distributions import distributions_folder
-from coordexp.evaluate.keys import READOUTS, key_problem, result_keys
 from coordexp.evaluate.options import EvaluateOptions
-from coordexp.evaluate.predictions import READOUT_NAMES
+from coordexp.evaluate.registry import READOUT_NAMES, READOUTS, by_key, key_problem
 from coordexp.evaluate.result import evaluate_files
 
 
@@ -68,7 +67,7 @@ def test_the_registry_is_what_evaluations_write(tmp_path):
         assert results["task"] == task
         written |= {key for key, value in results.items() if "." in key and (value is None or isinstance(value, int | float))}
     written = {key for key in written if not key.startswith("health.problems.")}
-    assert written | {_best(key) for key in written} == result_keys()
+    assert written | {_best(key) for key in written} == set(by_key())
     assert len(written) > 500
 
 
