@@ -286,6 +286,7 @@ SHEETS: Final = (
             for name, key in (
                 ("F1", "f1"), ("precision", "precision"), ("recall", "recall"), ("macro F1", "macro_f1"), ("F1 as Rex-Omni", "f1_rex_omni")
             )
+            if mode == "aware" or key in ("f1", "precision", "recall")
         ),
         _IOUS,
     ),
