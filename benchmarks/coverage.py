@@ -112,10 +112,10 @@ class detections:
         order = np.flatnonzero(known)[np.lexsort((-self.score[known], self.label[known]))]
         hit = self.iou[order, None] >= np.array(THRESHOLDS)
         label, photo, true = number[self.label[order]] - 1, self.photo[order], number[self.true_label] - 1
-        none = np.zeros(hit.shape, dtype=bool)
+        none, rank = np.zeros(hit.shape, dtype=bool), np.arange(len(label))
         places = ByPhoto(photo, self.photos), ByPhoto(self.true_photo, self.photos)
         return Ranked(
-            ("coco",), int(number[-1]), self.photos, label, photo, hit, none, true, self.true_photo, *places, none.any(axis=0)
+            ("coco",), int(number[-1]), self.photos, label, photo, rank, hit, none, true, self.true_photo, *places, none.any(axis=0)
         )
 
 

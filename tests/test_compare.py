@@ -89,7 +89,7 @@ def test_a_worse_arm_is_called_worse_and_everything_is_in_the_json(runs, tmp_pat
     assert any("one seed" in note for note in data["notes"])
     page = (out / "comparison.html").read_text()
     assert "http" not in page.replace("http-equiv", "")
-    assert "F1@.5, any class" in page
+    assert "F1@.5 class-agnostic" in page
 
 
 def test_json_goes_to_stdout_alone(runs, tmp_path, monkeypatch, capsys):

@@ -16,9 +16,10 @@ from scipy import stats
 
 from coordexp.boxes import iou_matrix
 from coordexp.evaluate.bootstrap import Interval, Ratio, draws, intervals, wilson
-from coordexp.evaluate.coco import COCO_KEYS, coco_metrics
+from coordexp.evaluate.coco import coco_metrics
 from coordexp.evaluate.detection import MatchCounts, count_matches, macro_metrics, micro_metrics
 from coordexp.evaluate.matching import THRESHOLDS, match
+from coordexp.evaluate.registry import COCO_KEYS
 from coordexp.evaluate.samples import Sample, flatten
 
 

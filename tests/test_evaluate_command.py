@@ -78,7 +78,8 @@ def test_the_command_writes_three_files_and_prints_the_headline(tmp_path, monkey
     assert results["health.arity_rate"] == 0.5
     assert results["health.max_repeat"] == 1
     table = (tmp_path / "e" / "table.md").read_text()
-    for title in ("Headline", "Detection", "COCO average precision", "Errors by TIDE", "By object size", "Localisation by size", "Classes"):
+    titles = ("Headline", "Detection", "COCO average precision", "Errors of each kind (TIDE)", "By object size", "Localisation by size")
+    for title in (*titles, "Classes"):
         assert f"## {title}" in table
     for block in re.findall(r"(?:^\|.*\n)+", table, flags=re.M):
         assert len({row.count(" | ") for row in block.splitlines() if not row.startswith("|---")}) == 1, block

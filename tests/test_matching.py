@@ -11,11 +11,12 @@ from test_detection import brute_force, crowded, empty_sample, make_sample
 
 from coordexp.boxes import iou_matrix
 from coordexp.codec import CoordCodec
-from coordexp.evaluate.buckets import BIN_SIZES, COCO_SIZES, CROWDING, bucket_metrics
+from coordexp.evaluate.buckets import bucket_metrics
 from coordexp.evaluate.coco import coco_metrics, lvis_metrics, tide_metrics
-from coordexp.evaluate.detection import count_matches, ignorable, macro_metrics, macro_ratio, micro_metrics
+from coordexp.evaluate.detection import count_matches, macro_metrics, macro_ratio, micro_metrics
 from coordexp.evaluate.matching import THRESHOLDS, candidates, match, match_all
-from coordexp.evaluate.ranking import ap_intervals, class_ap, mean_ap, rank, rank_voc
+from coordexp.evaluate.ranking import ap_intervals, mean_ap, rank, rank_voc
+from coordexp.evaluate.registry import BIN_SIZES, COCO_SIZES, CROWDING
 from coordexp.evaluate.samples import Federated, Sample, flatten
 
 NO_BOXES = np.zeros((0, 4))
@@ -139,9 +140,7 @@ def test_the_ranking_behind_ap_intervals_gives_the_engines_ap_of_all_photos_and_
     rng = np.random.default_rng(seed)
     samples = scored(random_samples(seed))
     flat = flatten(samples)
-    found = candidates(flat)
-    same = found.where(flat.pred_label[found.pred] == flat.true_label[found.true])
-    ranked = rank(flat, same, ignorable(flat, class_aware=True), constant=mode == "constant")
+    ranked = rank(flat, constant=mode == "constant")
     assert mean_ap(ranked) == pytest.approx({key: coco_metrics(flat, mode)[key] for key in ("ap", "ap50", "ap75")}, abs=1e-12)
     for _ in range(4):
         chosen = rng.choice(len(samples), 25, replace=False)
@@ -204,8 +203,8 @@ def test_at_most_a_hundred_boxes_of_a_class_count_in_the_ranking() -> None:
     far = np.repeat(np.array([[60.0, 60.0, 90.0, 90.0]]), 100, axis=0)
     sample = Sample("x", 100, 100, ("a",), box, ("a",) * 101, {"file": np.concatenate([far, box])}, np.linspace(1, 0.5, 101))
     flat = flatten([sample])
-    ranked = rank(flat, candidates(flat), ignorable(flat, class_aware=True), constant=False)
-    assert class_ap(ranked).max() == coco_metrics(flat, "file")["ap"] == 0
+    ranked = rank(flat, constant=False)
+    assert mean_ap(ranked)["ap"] == coco_metrics(flat, "file")["ap"] == 0
 
 
 def test_official_areas_decide_small_medium_and_large() -> None:
@@ -335,7 +334,5 @@ def test_lvis_equals_its_definition_as_coco_with_the_boxes_removed_that_are_not_
     for key in ("ap", "ap50", "ap75", "aps", "apm", "apl"):
         assert found[key] == (None if expected[key] is None else pytest.approx(expected[key], abs=1e-9))
     flat = flatten(samples)
-    pairs = candidates(flat)
-    same = pairs.where(flat.pred_label[pairs.pred] == flat.true_label[pairs.true])
-    ranked = rank(flat, same, ignorable(flat, class_aware=True), constant=False, lvis=True)
+    ranked = rank(flat, constant=False, lvis=True)
     assert mean_ap(ranked)["ap"] == pytest.approx(found["ap"], abs=1e-12)

@@ -21,7 +21,8 @@ from coordexp.decode.output import Output, Workers
 from coordexp.decode.predict import predict, questions_sha256, read_values, settings_of
 from coordexp.errors import ConfigError, DataError
 from coordexp.evaluate.distributions import read_distributions
-from coordexp.evaluate.predictions import READOUT_NAMES, read_predictions
+from coordexp.evaluate.predictions import read_predictions
+from coordexp.evaluate.registry import READOUT_NAMES
 from coordexp.grammar import Instance, render
 from predicting import OPTIONS, TRAIN, model, rows, run, whole
 from tiny import records, template, vocab, workspace

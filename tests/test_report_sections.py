@@ -19,13 +19,14 @@ from page import Page
 
 from coordexp.data.records import read_records
 from coordexp.errors import DataError
+from coordexp.evaluate.bootstrap import wilson
 from coordexp.evaluate.predictions import Prediction, read_predictions
 from coordexp.runs import figures
 from coordexp.runs.failures import name_confusion, parse_failures
 from coordexp.runs.logs import RunLog, read_log
 from coordexp.runs.options import ReportOptions
 from coordexp.runs.report import write_report
-from coordexp.runs.tables import Metrics, wilson
+from coordexp.runs.tables import Metrics
 from run_fixture import make_run
 
 HOSTILE = '</figure><script>alert("1")</script><img src=x onerror=alert(2)>&\'"'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from coordexp import distribution
 from coordexp.errors import ComparisonError, ConfigError, DataError
 from coordexp.evaluate.bootstrap import wilson
 from coordexp.evaluate.options import EvaluateOptions
-from coordexp.evaluate.predictions import READOUT_NAMES, read_predictions
+from coordexp.evaluate.predictions import read_predictions
+from coordexp.evaluate.registry import READOUT_NAMES
 from coordexp.evaluate.result import best_readout, evaluate_files, headline, write_results
 
 OPTIONS = EvaluateOptions(bootstrap=200)
@@ -180,6 +182,23 @@ def test_a_statistic_under_unit_weights_is_the_reported_number(files: Files) -> 
     alone = evaluate_files(*files([row | {"images": ["img/0.png"]} for row in copies[0]], copies[1]), OPTIONS, out=None)
     assert (alone["counts"]["original"], alone["counts"]["photos"]) == (6, 1)
     assert not [key for key in alone if key.startswith("intervals.")]
+
+
+def test_the_page_about_comparing_recomputes_an_interval_from_per_image_rows(files: Files, tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    records, predictions = make_rows(60, readouts=False)
+    for i, (truth, row) in enumerate(zip(records, predictions, strict=True)):
+        truth["images"] = [f"img/{i // 3}.png"]  # three records a photo, that of the first without a box
+        shift = rng.choice([1, 12], p=[0.7, 0.3])
+        row["objects"] = [{"desc": o["desc"], "bbox_2d": [v - 8 + shift for v in o["bbox_2d"]]} for o in row["objects"]]
+    results = evaluate_files(*files(records, predictions), OPTIONS, out=tmp_path / "out")
+    page = (Path(__file__).parents[1] / "docs" / "comparing.md").read_text(encoding="utf-8")
+    code = re.search(r"## An interval by hand.*?```python\n(.*?)```", page, flags=re.DOTALL)
+    assert code is not None
+    scope: dict[str, Any] = {}
+    exec(code[1], scope)
+    key = "detection.file.agnostic.recall.50"
+    assert scope["recall_interval"](tmp_path / "out", 200) == pytest.approx((results[key], *results[f"intervals.{key}"]), rel=1e-9)
 
 
 def test_scores_in_the_file_add_the_file_mode(files: Files) -> None:

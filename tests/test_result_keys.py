@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from test_coordinate_calibration import gaussian, save
 
+from coordexp.evaluate import registry
 from coordexp.evaluate.distributions import distributions_folder
-from coordexp.evaluate.keys import READOUTS, key_problem, result_keys
 from coordexp.evaluate.options import EvaluateOptions
-from coordexp.evaluate.predictions import READOUT_NAMES
+from coordexp.evaluate.registry import HEADLINES, READOUT_NAMES, READOUTS, SHEETS, by_key, key_problem
 from coordexp.evaluate.result import evaluate_files
 
 
@@ -68,8 +69,23 @@ def test_the_registry_is_what_evaluations_write(tmp_path):
         assert results["task"] == task
         written |= {key for key, value in results.items() if "." in key and (value is None or isinstance(value, int | float))}
     written = {key for key in written if not key.startswith("health.problems.")}
-    assert written | {_best(key) for key in written} == result_keys()
+    assert written | {_best(key) for key in written} == set(by_key())
     assert len(written) > 500
+
+
+def test_the_page_about_metrics_is_written_from_the_registry():
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert registry.written_into(page) == page, "run: python -m coordexp.evaluate.registry docs/metrics.md"
+
+
+def test_every_number_shown_anywhere_is_in_the_registry():
+    sheets = {f"{row.format('file')}.{column}" for sheet in SHEETS for _, row in sheet.rows for _, column in sheet.columns}
+    # A sheet crosses its rows with its columns: macro F1 has no aspect of its own, but every row and every column has numbers.
+    for sheet in SHEETS:
+        for of in (sheet.rows, sheet.columns):
+            for _, part in of:
+                assert any(part.format("file") in key for key in sheets & set(by_key())), part
+    assert {shown.key.format("file") for shown in HEADLINES} <= set(by_key())
 
 
 @pytest.mark.parametrize("key", ["detection.best.agnostic.f1.50", "health.parse_rate", "calibration.all.coverage_80"])

@@ -18,7 +18,8 @@ from coordexp.errors import DataError
 from coordexp.evaluate.localisation import matched_pairs
 from coordexp.evaluate.origin import check_origin
 from coordexp.evaluate.predictions import read_predictions
-from coordexp.evaluate.samples import FILE_READOUT, Sample, in_order, make_samples
+from coordexp.evaluate.registry import FILE_READOUT
+from coordexp.evaluate.samples import Sample, in_order, make_samples
 
 # A wrong reading is named where it matches this many more boxes, and this many times as many.
 _GAIN: Final = 20

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 
 from coordexp.boxes import area
 from coordexp.codec import CoordCodec
 from coordexp.evaluate.detection import MatchCounts, micro_metrics
 from coordexp.evaluate.matching import THRESHOLDS
+from coordexp.evaluate.registry import ASPECTS, BIN_SIZES, COCO_SIZES, CROWDING, SHOWN
 from coordexp.evaluate.samples import BoolArray, Flat, FloatArray, IntArray
-
-# COCO's areas: small below 32 squared pixels, large from 96 squared on.
-COCO_SIZES: Final[tuple[tuple[str, float, float], ...]] = (("small", 0, 32), ("medium", 32, 96), ("large", 96, np.inf))
-BIN_SIZES: Final[tuple[tuple[str, float, float], ...]] = (
-    ("0-8", 0, 8), ("8-16", 8, 16), ("16-32", 16, 32), ("32-64", 32, 64), ("64-128", 64, 128), ("128+", 128, np.inf)
-)  # fmt: skip
-# Longer side over shorter one.
-ASPECTS: Final[tuple[tuple[str, float, float], ...]] = (("1-2", 1, 2), ("2-4", 2, 4), ("4-8", 4, 8), ("8+", 8, np.inf))
-CROWDING: Final[tuple[tuple[str, int, int], ...]] = (("0", 0, 0), ("1-5", 1, 5), ("6-10", 6, 10), ("11-20", 11, 20), ("21+", 21, 10**9))
-SHOWN: Final = ("f1.50", "f1.mean", "precision.50", "recall.50")
 
 
 def sides_px(boxes: FloatArray) -> FloatArray:

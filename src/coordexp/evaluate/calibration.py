@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
 
 import numpy as np
 
@@ -11,11 +10,8 @@ from coordexp.codec import CoordCodec
 from coordexp.errors import DataError
 from coordexp.evaluate.bootstrap import Ratio
 from coordexp.evaluate.distributions import SavedDistributions
-from coordexp.evaluate.localisation import SLOTS
+from coordexp.evaluate.registry import COVERAGE, HISTOGRAM, SLOTS
 from coordexp.evaluate.samples import Flat, FloatArray, IntArray
-
-COVERAGE: Final[tuple[int, ...]] = (50, 80, 90, 95)
-HISTOGRAM: Final = 10
 
 
 def pit(bins: IntArray, probs: FloatArray, center: float, num_bins: int) -> float:

@@ -16,35 +16,14 @@ from hotcoco import COCO, COCOeval
 
 from coordexp.boxes import area
 from coordexp.evaluate.matching import THRESHOLDS
+from coordexp.evaluate.ranking import Ranked, rank, recall_of_best
+from coordexp.evaluate.registry import COCO_KEYS, LVIS_KEYS, TIDE_KINDS
 from coordexp.evaluate.samples import Federated, Flat, FloatArray
 
 ScoreMode = Literal["constant", "file"]
 
-COCO_KEYS: Final[dict[str, str]] = {
-    "ap": "AP",
-    "ap50": "AP50",
-    "ap75": "AP75",
-    "aps": "APs",
-    "apm": "APm",
-    "apl": "APl",
-    "ar1": "AR1",
-    "ar10": "AR10",
-    "ar100": "AR100",
-}
-LVIS_KEYS: Final[dict[str, str]] = {
-    **{key: COCO_KEYS[key] for key in ("ap", "ap50", "ap75", "aps", "apm", "apl")},
-    "apr": "APr",
-    "apc": "APc",
-    "apf": "APf",
-    "ar300": "AR@300",
-}
-# What is taken from the areas of the objects: of the annotations, or of their boxes where only those are known.
-AREA_KEYS: Final = ("aps", "apm", "apl")
-TIDE_KINDS: Final[tuple[str, ...]] = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
-
-
 # Categories that the engine takes at a time: its precision of one is 32 kB, of thousands gigabytes.
-_BLOCK: Final = 500
+_BLOCK: Final = 2000
 
 
 @dataclass(frozen=True)
@@ -68,34 +47,34 @@ def coco_metrics(flat: Flat, mode: ScoreMode) -> dict[str, float | None]:
     return coco_table(flat, mode).metrics
 
 
-def coco_table(flat: Flat, mode: ScoreMode) -> ApTable:
-    """As :func:`coco_metrics`, with AP by class. Classes go through the engine in blocks, so memory does not grow with their number."""
+def coco_table(flat: Flat, mode: ScoreMode, ranked: Ranked | None = None) -> ApTable:
+    """As :func:`coco_metrics`, with AP by class; ``ranked`` may be handed in by a caller that has it.
+
+    Classes go through the engine in blocks, so memory does not grow with their number. It takes three times as long for each number of
+    boxes that recall is wanted of, so those of 1 and 10 are counted here.
+    """
     truth, found = _files(flat, mode)
+    ranked = rank(flat, constant=mode == "constant") if ranked is None else ranked
     own = np.unique(flat.true_label)
     blocks = [_block(truth, found, (own[k : k + _BLOCK] + 1).tolist()) for k in range(0, len(own), _BLOCK)]
-    # [T, K] of all sizes, small, medium, large; recall of at most 100, 1 and 10 boxes.
-    ap = [np.concatenate([np.zeros((len(THRESHOLDS), 0)), *(b[0][:, :, a] for b in blocks)], axis=1) for a in range(4)]
-    recall = [np.concatenate([np.zeros((len(THRESHOLDS), 0)), *(b[1][k] for b in blocks)], axis=1) for k in range(3)]
-    values = (ap[0], ap[0][:1], ap[0][5:6], *ap[1:], recall[1], recall[2], recall[0])
+    # AP [T, K] of all sizes, small, medium, large; recall of 100 boxes.
+    none = np.zeros((len(THRESHOLDS), 0))
+    ap = [np.concatenate([none, *(precision[:, :, a] for precision, _ in blocks)], axis=1) for a in range(4)]
+    recall = np.concatenate([none, *(recall for _, recall in blocks)], axis=1)
+    values = [_defined(part) for part in (ap[0], ap[0][:1], ap[0][5:6], *ap[1:])]
+    values += [recall_of_best(ranked, 1), recall_of_best(ranked, 10), _defined(recall)]
     by_class = {flat.labels[label]: _defined(ap[0][:, k]) for k, label in enumerate(own.tolist())}
-    return ApTable(dict(zip(COCO_KEYS, map(_defined, values), strict=True)), dict(sorted(by_class.items())))
+    return ApTable(dict(zip(COCO_KEYS, values, strict=True)), dict(sorted(by_class.items())))
 
 
-def _block(truth: Any, found: Any, categories: list[int]) -> tuple[FloatArray, tuple[FloatArray, FloatArray, FloatArray]]:
-    """AP ``[T, K, 4]`` by area range, and recalls ``[T, K]`` of at most 100, 1 and 10 boxes; -1 where there is nothing."""
-    made: list[tuple[Any, Any]] = []
-    for most, areas in (([100], None), ([1, 10], 1)):
-        engine: Any = COCOeval(truth, found, "bbox")
-        engine.params.cat_ids = categories
-        engine.params.max_dets = most
-        if areas is not None:
-            # Recall of the few best is of all sizes.
-            engine.params.area_rng, engine.params.area_rng_lbl = engine.params.area_rng[:areas], engine.params.area_rng_lbl[:areas]
-        engine.evaluate()
-        engine.accumulate()
-        made.append((engine.eval["precision"], engine.eval["recall"]))
-    (precision, recall), (_, few) = made
-    return precision[..., 0].mean(axis=1), (recall[:, :, 0, 0], few[:, :, 0, 0], few[:, :, 0, 1])
+def _block(truth: Any, found: Any, categories: list[int]) -> tuple[FloatArray, FloatArray]:
+    """AP ``[T, K, 4]`` by area range and recall ``[T, K]`` of at most 100 boxes; -1 where there is nothing."""
+    engine: Any = COCOeval(truth, found, "bbox")
+    engine.params.cat_ids = categories
+    engine.params.max_dets = [100]
+    engine.evaluate()
+    engine.accumulate()
+    return engine.eval["precision"][..., 0].mean(axis=1), engine.eval["recall"][:, :, 0, 0]
 
 
 def _defined(values: FloatArray) -> float | None:

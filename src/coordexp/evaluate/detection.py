@@ -7,19 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final
 
 import numpy as np
 from scipy import sparse
 
 from coordexp.boxes import area
 from coordexp.evaluate.bootstrap import Ratio
-from coordexp.evaluate.matching import THRESHOLDS, Candidates, candidates, match_all, overlap, overlapping
+from coordexp.evaluate.matching import THRESHOLDS, Candidates, candidates, match_all, overlap, overlapping, same_label
+from coordexp.evaluate.registry import REPORTED, REX_OMNI
 from coordexp.evaluate.samples import BoolArray, Flat, FloatArray, IntArray
-
-# Names of the reported thresholds and their index in THRESHOLDS; "mean" is the plain mean over all of them.
-REPORTED: Final[dict[str, int]] = {"50": 0, "75": 5, "90": 8, "95": 9}
-REX_OMNI: Final = ("50", "95", "mean")
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ def count_matches(flat: Flat, *, class_aware: bool, found: Candidates | None = N
     """
     found = candidates(flat) if found is None else found
     if class_aware:
-        found = found.where(flat.pred_label[found.pred] == flat.true_label[found.true])
+        found = same_label(flat, found)
     images = flat.images
     ignored = ignorable(flat, class_aware=class_aware)
     pairs = tuple(match_all(found, flat, threshold) for threshold in THRESHOLDS)

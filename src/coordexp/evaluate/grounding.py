@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,10 +16,10 @@ from coordexp.evaluate.bootstrap import Ratio, points
 from coordexp.evaluate.detection import count_matches
 from coordexp.evaluate.matching import overlap
 from coordexp.evaluate.predictions import Prediction
-from coordexp.evaluate.samples import FILE_READOUT, BoolArray, Flat, FloatArray, IntArray
+from coordexp.evaluate.registry import ACCURACY, FILE_READOUT
+from coordexp.evaluate.samples import BoolArray, Flat, FloatArray, IntArray
 
 Task = Literal["detection", "grounding", "pointing"]
-ACCURACY: Final[dict[str, float]] = {"50": 0.5, "80": 0.8, "90": 0.9}
 
 
 class TaskFinder:

@@ -13,19 +13,9 @@ from coordexp.data.records import iter_records
 from coordexp.errors import ConfigError
 from coordexp.evaluate.grounding import Task, TaskFinder
 from coordexp.evaluate.origin import Basis, OriginHash
-from coordexp.evaluate.predictions import READOUT_NAMES, Prediction, iter_predictions
-from coordexp.evaluate.samples import (
-    FILE_READOUT,
-    Builder,
-    FederatedCheck,
-    Flat,
-    check_images,
-    check_size,
-    federated_of,
-    is_crowd,
-    normalise,
-    true_boxes,
-)
+from coordexp.evaluate.predictions import Prediction, iter_predictions
+from coordexp.evaluate.registry import FILE_READOUT, READOUT_NAMES
+from coordexp.evaluate.samples import Builder, FederatedCheck, Flat, check_images, check_size, federated_of, is_crowd, normalise, true_boxes
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import Final
 import numpy as np
 
 from coordexp.codec import CoordCodec
-from coordexp.evaluate.buckets import BIN_SIZES, COCO_SIZES, sides_bins, sides_px
+from coordexp.evaluate.buckets import sides_bins, sides_px
 from coordexp.evaluate.matching import Candidates, candidates, match_all
+from coordexp.evaluate.registry import BIN_SIZES, COCO_SIZES, SLOTS
 from coordexp.evaluate.samples import Flat, FloatArray, IntArray, Sample, flatten
 
-SLOTS: Final[tuple[str, ...]] = ("x1", "y1", "x2", "y2")
 MATCH_THRESHOLD: Final = 0.5
 
 

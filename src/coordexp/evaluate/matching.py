@@ -77,6 +77,11 @@ def candidates(flat: Flat) -> Candidates:
     return Candidates(pred, true, iou)
 
 
+def same_label(flat: Flat, pairs: Candidates) -> Candidates:
+    """The pairs of equal labels."""
+    return pairs.where(flat.pred_label[pairs.pred] == flat.true_label[pairs.true])
+
+
 def overlapping(flat: Flat, other_image: IntArray, other_boxes: FloatArray) -> Iterator[tuple[IntArray, IntArray]]:
     """Blocks of pairs of a predicted box and another box of its image that overlap along x, by predicted box."""
     count = np.bincount(other_image, minlength=flat.images)

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from coordexp.evaluate.registry import key_problem
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
@@ -35,9 +37,6 @@ class EvaluateOptions:
         if not -1 <= self.match_similarity <= 1:
             raise ValueError(f"evaluate.match_similarity: expected a cosine between -1 and 1, got {self.match_similarity}")
         if self.expect:
-            # Only here: the registry gathers names from modules that load the engines of evaluation.
-            from coordexp.evaluate.keys import key_problem
-
             for key, least in self.expect.items():
                 problem = key_problem(key)
                 if problem is not None:

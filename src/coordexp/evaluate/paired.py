@@ -10,11 +10,12 @@ import numpy as np
 
 from coordexp.codec import CoordCodec
 from coordexp.evaluate.bootstrap import Ratio, by_photo
-from coordexp.evaluate.buckets import BIN_SIZES, sides_bins
+from coordexp.evaluate.buckets import sides_bins
 from coordexp.evaluate.join import join
 from coordexp.evaluate.localisation import edge_errors, matched
 from coordexp.evaluate.ranking import Ranked
-from coordexp.evaluate.samples import FILE_READOUT, Flat
+from coordexp.evaluate.registry import BIN_SIZES, FILE_READOUT
+from coordexp.evaluate.samples import Flat
 from coordexp.evaluate.scoring import rankings, score_modes, statistics
 
 

@@ -13,10 +13,8 @@ import msgspec
 
 from coordexp.boxes import bounding_box
 from coordexp.errors import DataError
+from coordexp.evaluate.registry import READOUT_NAMES
 from coordexp.grammar import GEOMETRIES, Geometry
-
-# The keys of ``distribution.READOUTS``, repeated because that module imports torch; a test holds the two together.
-READOUT_NAMES: Final[tuple[str, ...]] = ("argmax", "expectation", "median", "topk_mean", "window", "auto")
 
 # JSON can spell half a surrogate pair, which no file can hold.
 _HALF_PAIR: Final = re.compile(r"[\ud800-\udfff]")

@@ -12,13 +12,14 @@ from typing import Final
 import numpy as np
 
 from coordexp.evaluate.bootstrap import Interval, percentiles, same, share_interval
-from coordexp.evaluate.matching import THRESHOLDS, Candidates, candidates, star_pairs
+from coordexp.evaluate.detection import ignorable
+from coordexp.evaluate.matching import THRESHOLDS, Candidates, candidates, same_label, star_pairs
 from coordexp.evaluate.samples import BoolArray, Flat, FloatArray, IntArray, places
 
 # AP is ranked anew for every draw, so it gets fewer of them than the ratios do,
 AP_DRAWS: Final = 200
 # and a draw of a large set holds about this many true boxes.
-_BOXES: Final = 20_000
+_BOXES: Final = 10_000
 
 
 def _grid(points: int) -> tuple[FloatArray, BoolArray]:
@@ -46,8 +47,9 @@ class ByPhoto:
 class Ranked:
     """Detections of the classes that have a true box: class by class, each in rank order.
 
-    ``label``, ``photo`` ``[D]``; ``hit`` and ``ignored`` ``[D, T]``, over THRESHOLDS (``coco``) or IoU .5 alone. ``true_label`` and
-    ``true_photo`` ``[N]`` are the true boxes that are to be found. Labels run from 0 to ``classes - 1``.
+    ``label``, ``photo`` and ``within`` ``[D]``, the place among the boxes of its image and class; ``hit`` and ``ignored`` ``[D, T]``,
+    over THRESHOLDS (``coco``) or IoU .5 alone. ``true_label`` and ``true_photo`` ``[N]`` are the true boxes that are to be found.
+    Labels run from 0 to ``classes - 1``.
     """
 
     kinds: tuple[str, ...]
@@ -55,6 +57,7 @@ class Ranked:
     photos: int
     label: IntArray
     photo: IntArray
+    within: IntArray
     hit: BoolArray
     ignored: BoolArray
     true_label: IntArray
@@ -64,22 +67,25 @@ class Ranked:
     any_ignored: BoolArray
 
 
-def rank(flat: Flat, pairs: Candidates, ignored: BoolArray, *, constant: bool, lvis: bool = False) -> Ranked:
+def rank(flat: Flat, pairs: Candidates | None = None, *, constant: bool, lvis: bool = False) -> Ranked:
     """Detections as COCO ranks and matches them: all sizes, 100 boxes an image and class.
 
-    ``pairs`` are candidates of equal labels, ``ignored [P, T]`` boxes that do not count where they have no match. With ``lvis``
-    300 boxes of an image count, of whatever class.
+    ``pairs`` (of equal labels) may be handed in by a caller that has them. With ``lvis`` 300 boxes of an image count, of whatever class,
+    and boxes of classes that are not judged there do not.
     """
+    pairs = same_label(flat, candidates(flat)) if pairs is None else pairs
+    ignored = ignorable(flat, class_aware=True, federated=lvis)
     order = _order(flat, constant)
     group = flat.pred_image if lvis else flat.pred_image * max(1, len(flat.labels)) + flat.pred_label
-    kept = best_of_group(group, order, 300 if lvis else 100)
+    within = place_in_group(group, order)
+    kept = within < (300 if lvis else 100)
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
     pairs = pairs.where(kept[pairs.pred])
     hit = np.zeros((len(order), len(THRESHOLDS)), dtype=bool)
     for t, threshold in enumerate(THRESHOLDS):
         hit[_greedy(pairs.where(pairs.iou >= threshold), place), t] = True
-    return _ranked(("coco",), flat, order[kept[order]], hit, ignored & ~hit, np.ones(len(flat.true_label), dtype=bool))
+    return _ranked(("coco",), flat, order[kept[order]], within, hit, ignored & ~hit, np.ones(len(flat.true_label), dtype=bool))
 
 
 def rank_voc(flat: Flat, *, constant: bool) -> Ranked:
@@ -90,8 +96,7 @@ def rank_voc(flat: Flat, *, constant: bool) -> Ranked:
     width and height.
     """
     flat, hard = _with_difficult(flat)
-    pairs = candidates(flat)
-    pairs = pairs.where(flat.pred_label[pairs.pred] == flat.true_label[pairs.true])
+    pairs = same_label(flat, candidates(flat))
     order = _order(flat, constant)
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
@@ -103,7 +108,7 @@ def rank_voc(flat: Flat, *, constant: bool) -> Ranked:
     hit, ignored = (np.zeros((len(order), 1), dtype=bool) for _ in range(2))
     hit[pred[by_place][leads], 0] = True
     hit[pred[hard[true]], 0], ignored[pred[hard[true]], 0] = False, True
-    return _ranked(("ap07", "ap12"), flat, order, hit, ignored, ~hard)
+    return _ranked(("ap07", "ap12"), flat, order, place, hit, ignored, ~hard)
 
 
 def _with_difficult(flat: Flat) -> tuple[Flat, BoolArray]:
@@ -124,29 +129,27 @@ def _order(flat: Flat, constant: bool) -> IntArray:
     return np.argsort(-scores, kind="stable")
 
 
-def _ranked(kinds: tuple[str, ...], flat: Flat, order: IntArray, hit: BoolArray, ignored: BoolArray, wanted: BoolArray) -> Ranked:
+def _ranked(
+    kinds: tuple[str, ...], flat: Flat, order: IntArray, within: IntArray, hit: BoolArray, ignored: BoolArray, wanted: BoolArray
+) -> Ranked:
     number = np.cumsum(np.bincount(flat.true_label[wanted], minlength=len(flat.labels)) > 0)
     own = order[(np.diff(number, prepend=0) > 0)[flat.pred_label[order]]]
     own = own[np.argsort(flat.pred_label[own], kind="stable")]
     photos = int(flat.photo.max(initial=-1)) + 1
     photo, true_photo = flat.photo[flat.pred_image[own]], flat.photo[flat.true_image[wanted]]
     return Ranked(
-        kinds, int(number[-1]) if number.size else 0, photos, number[flat.pred_label[own]] - 1, photo, hit[own], ignored[own],
+        kinds, int(number[-1]) if number.size else 0, photos, number[flat.pred_label[own]] - 1, photo, within[own], hit[own], ignored[own],
         number[flat.true_label[wanted]] - 1, true_photo, ByPhoto(photo, photos), ByPhoto(true_photo, photos),
         np.asarray(ignored[own].any(axis=0), dtype=bool),
     )  # fmt: skip
 
 
-def best_of_group(group: IntArray, order: IntArray, most: int) -> BoolArray:
-    """Predicted boxes that are among the ``most`` best-ranked of their group."""
-    kept = np.zeros(len(order), dtype=bool)
-    if order.size:
-        by_group = np.argsort(group[order], kind="stable")
-        ordered = group[order][by_group]
-        starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-        within = np.arange(ordered.size) - np.repeat(starts, np.diff([*starts, ordered.size]))
-        kept[order[by_group]] = within < most
-    return kept
+def place_in_group(group: IntArray, order: IntArray) -> IntArray:
+    """How many boxes of its group are ranked before each predicted box."""
+    by_group = np.argsort(group[order], kind="stable")
+    place = np.empty(len(order), dtype=np.int64)
+    place[order[by_group]] = _count(group[order][by_group]) - 1
+    return place
 
 
 def _greedy(pairs: Candidates, place: IntArray) -> IntArray:
@@ -168,56 +171,63 @@ def _greedy(pairs: Candidates, place: IntArray) -> IntArray:
     return np.concatenate([winners, np.unique(pairs.pred[at_pred]), np.array(sorted(matched), dtype=np.int64)])
 
 
-def class_ap(ranked: Ranked, chosen: IntArray | None = None) -> FloatArray:
-    """AP ``[C, T, kinds]`` of the photos ``chosen``, each once (None: all); NaN for a class without a true box there.
+def mean_ap(ranked: Ranked, chosen: IntArray | None = None) -> dict[str, float]:
+    """AP of the photos ``chosen``, each once (None: all), as means over the classes with a true box there: ``ap``, ``ap50``, ``ap75``, or
+    ``ap07``, ``ap12``; NaN without one.
 
-    Of every class the precision after each hit, made non-increasing from the last hit back, times the share of recalls that the hit is
-    the first to reach.
+    AP of a class is the sum over its hits of the precision after it, made non-increasing from the last hit back, times the share of
+    recalls that the hit is the first to reach; a class without a hit adds 0.
     """
-    true_label, kept = ranked.true_label, np.arange(len(ranked.label))
+    true_label, label, hit, ignored = ranked.true_label, ranked.label, ranked.hit, ranked.ignored
     if chosen is not None:
         true_label = true_label[ranked.true_by_photo.of(chosen)]
         kept = np.sort(ranked.by_photo.of(chosen))
+        label, hit, ignored = label[kept], hit[kept], ignored[kept]
     true = np.bincount(true_label, minlength=ranked.classes)
-    label, hit, ignored = ranked.label[kept], ranked.hit[kept], ranked.ignored[kept]
-    place = np.arange(1, len(label) + 1) - np.searchsorted(label, np.arange(ranked.classes))[label]
-    result = np.full((ranked.classes, hit.shape[1], len(ranked.kinds)), np.nan)
-    for t in range(hit.shape[1]):
+    classes = int((true > 0).sum())
+    place = _count(label)
+    values = np.full((hit.shape[1], len(ranked.kinds)), np.nan)
+    for t in range(hit.shape[1]) if classes else ():
         of_class = label[at := np.flatnonzero(hit[:, t])]
-        found = np.arange(1, len(at) + 1) - np.searchsorted(of_class, np.arange(ranked.classes))[of_class]
-        below = place[at]
+        found, below = _count(of_class), place[at]
         if ranked.any_ignored[t]:
             before = np.concatenate([[0], np.cumsum(ignored[:, t])])
-            below = below - (before[at] - before[np.searchsorted(label, np.arange(ranked.classes))][of_class])
+            below = below - (before[at] - before[at + 1 - place[at]])
         # One accumulation for all classes: from the back, each class lies higher than the one behind it by more than any precision.
         lift = 2.0 * (ranked.classes - of_class)
         envelope = np.maximum.accumulate((found / below + lift)[::-1])[::-1] - lift
         for k, kind in enumerate(ranked.kinds):
-            share = _recalls(kind, found, true[of_class]) - _recalls(kind, found - 1, true[of_class])
-            result[:, t, k] = np.bincount(of_class, weights=envelope * share, minlength=ranked.classes)
-    result[true == 0] = np.nan
-    return result
+            reached = _recalls(kind, found, true[of_class])
+            gained = np.where(found > 1, reached - np.concatenate([[0.0], reached[:-1]]), reached)
+            values[t, k] = (envelope * gained).sum() / classes
+    if ranked.kinds == ("coco",):
+        return {"ap": float(values.mean()), "ap50": float(values[0, 0]), "ap75": float(values[5, 0])}
+    return dict(zip(ranked.kinds, values[0].tolist(), strict=True))
+
+
+def _count(label: IntArray) -> IntArray:
+    """How many of its label each is, from 1 on; equal labels stand together."""
+    place = np.arange(len(label))
+    first = np.concatenate([[True], label[1:] != label[:-1]])[: len(label)]
+    return np.asarray(place + 1 - np.maximum.accumulate(np.where(first, place, 0)), dtype=np.int64)
 
 
 def _recalls(kind: str, found: IntArray, true: IntArray) -> FloatArray:
-    """The share of the recalls that ``found`` of ``true`` boxes reach: none where nothing is found."""
+    """The share of the recalls that ``found`` (at least 1) of ``true`` boxes reach."""
     if kind == "ap12":
         return np.asarray(found / true)
     grid, late = _RECALLS[kind]
     whole, rest = np.divmod((len(grid) - 1) * found, true)
     # As the engine compares in floating point: where the grid's number lies above k/(n - 1), that recall is not reached yet.
-    return np.where(found > 0, (whole + 1 - ((rest == 0) & late[whole])) / len(grid), 0.0)
+    return np.asarray((whole + 1 - ((rest == 0) & late[whole])) / len(grid))
 
 
-def mean_ap(ranked: Ranked, chosen: IntArray | None = None) -> dict[str, float]:
-    """The numbers with an interval, means of :func:`class_ap` over the classes with a true box: ``ap``, ``ap50``, ``ap75``, or ``ap07``,
-    ``ap12``; NaN without one."""
-    by_class = class_ap(ranked, chosen)
-    there = ~np.isnan(by_class[:, 0, 0])
-    values = by_class[there].mean(axis=0) if there.any() else np.full(by_class.shape[1:], np.nan)
-    if ranked.kinds == ("coco",):
-        return {"ap": float(values.mean()), "ap50": float(values[0, 0]), "ap75": float(values[5, 0])}
-    return dict(zip(ranked.kinds, values[0].tolist(), strict=True))
+def recall_of_best(ranked: Ranked, most: int) -> float | None:
+    """COCO's AR: the share of true boxes found by the ``most`` best-ranked boxes of each image and class, mean over classes and IoU."""
+    if not ranked.classes:
+        return None
+    found = [np.bincount(ranked.label[ranked.hit[:, t] & (ranked.within < most)], minlength=ranked.classes) for t in range(len(THRESHOLDS))]
+    return float((np.stack(found) / np.bincount(ranked.true_label, minlength=ranked.classes)).mean())
 
 
 def ap_intervals(ranked: Ranked, *, resamples: int, seed: int) -> dict[str, Interval]:
@@ -247,7 +257,7 @@ def ranked_trials(ranked: Ranked) -> float:
 def ap_draws(ranked: Ranked, *, resamples: int, seed: int) -> tuple[dict[str, FloatArray], str]:
     """AP over draws of the photos, by name ``[R]``, moved so that the number itself is their mean, and how; R is at most 200.
 
-    A draw is half of the photos without replacement, or a smaller part m of G where half would hold more than 20,000 true boxes;
+    A draw is half of the photos without replacement, or a smaller part m of G where half would hold more than 10,000 true boxes;
     deviations from the mean of the draws count ``sqrt(m / (G - m))``-fold, which gives them the variance of G photos. Draws with
     replacement would not do: a photo drawn twice puts its boxes twice in a row, and the AP of such a ranking is too high.
     """

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 
 import coordexp
@@ -91,9 +92,10 @@ def write_results(results: dict[str, Any], path: Path) -> None:
     Raises:
         ValueError: a number that JSON has no form for (NaN, infinity).
     """
-    text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(results, ensure_ascii=False, allow_nan=False)
     with atomic_text(path) as file:
-        file.write(text)
+        # Lines for people; json's own indent is ten times as slow, which thousands of classes feel.
+        file.write(msgspec.json.format(text, indent=1) + "\n")
 
 
 def _renamed(flat: Flat, options: EvaluateOptions, embed: Embed | None) -> dict[str, str]:

@@ -19,12 +19,12 @@ from coordexp.data.answers import PHRASE
 from coordexp.data.records import Record, RecordObject
 from coordexp.errors import ComparisonError
 from coordexp.evaluate.predictions import Prediction
+from coordexp.evaluate.registry import FILE_READOUT
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
-FILE_READOUT: Final = "file"
 NEGATIVE: Final = "neg_categories"
 NOT_EXHAUSTIVE: Final = "not_exhaustive_categories"
 FREQUENCY: Final = "category_frequency"

@@ -13,13 +13,11 @@ from coordexp.codec import CoordCodec
 from coordexp.evaluate.bootstrap import Interval, Ratio, by_photo, intervals, points
 from coordexp.evaluate.buckets import bucket_metrics
 from coordexp.evaluate.calibration import calibration_scores
-from coordexp.evaluate.coco import AREA_KEYS, ScoreMode, coco_table, lvis_metrics, tide_metrics
+from coordexp.evaluate.coco import ScoreMode, coco_table, lvis_metrics, tide_metrics
 from coordexp.evaluate.detection import (
-    REPORTED,
     MatchCounts,
     class_f1,
     count_matches,
-    ignorable,
     macro_metrics,
     macro_ratio,
     micro_metrics,
@@ -31,10 +29,11 @@ from coordexp.evaluate.grounding import grounding_scores, pointing_scores
 from coordexp.evaluate.health import health_numbers, health_ratios, repeats
 from coordexp.evaluate.join import Joined
 from coordexp.evaluate.localisation import EdgeErrors, edge_errors, localisation_metrics, matched
-from coordexp.evaluate.matching import candidates
+from coordexp.evaluate.matching import candidates, same_label
 from coordexp.evaluate.options import EvaluateOptions
 from coordexp.evaluate.ranking import Ranked, ap_intervals, mean_ap, rank, rank_voc
-from coordexp.evaluate.samples import FILE_READOUT, Flat, FloatArray, IntArray
+from coordexp.evaluate.registry import AREA_KEYS, FILE_READOUT, REPORTED
+from coordexp.evaluate.samples import Flat, FloatArray, IntArray
 
 
 @dataclass
@@ -157,7 +156,9 @@ def _average_precision(flat: Flat, scored: Scored) -> dict[str, float | None]:
     modes = score_modes(flat)
     by_class: dict[str, float | None] = {}
     for mode in modes:
-        table = coco_table(flat, mode)
+        ranked = rankings(flat, mode)
+        scored.ranked |= ranked
+        table = coco_table(flat, mode, ranked[f"coco.{mode}"])
         by_class = table.per_class
         named = {f"box_area.{key}" if key in AREA_KEYS and flat.area is None else key: value for key, value in table.metrics.items()}
         scored.add(f"coco.{mode}", named, {})
@@ -165,8 +166,7 @@ def _average_precision(flat: Flat, scored: Scored) -> dict[str, float | None]:
             named = lvis_metrics(flat, mode)
             named = {f"box_area.{key}" if key in AREA_KEYS and flat.area is None else key: value for key, value in named.items()}
             scored.add(f"lvis.{mode}", named, {})
-        scored.ranked |= rankings(flat, mode)
-        voc = mean_ap(scored.ranked[f"voc.{mode}"])
+        voc = mean_ap(ranked[f"voc.{mode}"])
         scored.add(f"voc.{mode}", {key: None if np.isnan(value) else value for key, value in voc.items()}, {})
     if flat.pred_label.size and flat.true_label.size:
         scored.add(f"tide.{modes[-1]}", tide_metrics(flat, modes[-1]), {})
@@ -184,12 +184,10 @@ def score_modes(flat: Flat) -> tuple[ScoreMode, ...]:
 
 def rankings(flat: Flat, mode: ScoreMode) -> dict[str, Ranked]:
     """What the intervals of average precision are drawn from, by prefix of the key."""
-    found = candidates(flat)
-    same = found.where(flat.pred_label[found.pred] == flat.true_label[found.true])
-    constant = mode == "constant"
-    made = {f"coco.{mode}": rank(flat, same, ignorable(flat, class_aware=True, federated=False), constant=constant)}
+    same, constant = same_label(flat, candidates(flat)), mode == "constant"
+    made = {f"coco.{mode}": rank(flat, same, constant=constant)}
     if flat.federated is not None:
-        made[f"lvis.{mode}"] = rank(flat, same, ignorable(flat, class_aware=True), constant=constant, lvis=True)
+        made[f"lvis.{mode}"] = rank(flat, same, constant=constant, lvis=True)
     return made | {f"voc.{mode}": rank_voc(flat, constant=constant)}
 
 

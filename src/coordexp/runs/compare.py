@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,20 +18,16 @@ from numpy.typing import NDArray
 
 from coordexp.data.staging import atomic_text
 from coordexp.evaluate.bootstrap import LEVEL, Ratio, point, resampled, trials
-from coordexp.evaluate.buckets import BIN_SIZES
 from coordexp.evaluate.origin import origin_note
 from coordexp.evaluate.paired import paired
-from coordexp.evaluate.predictions import READOUT_NAMES
 from coordexp.evaluate.ranking import ap_draws, mean_ap, ranked_trials
-from coordexp.evaluate.samples import FILE_READOUT
+from coordexp.evaluate.registry import BIN_SIZES, FILE_READOUT, HEADLINES, READOUT_NAMES, Better
 from coordexp.runs.differences import Difference, Measured, difference, holm, interval_of
 from coordexp.runs.groups import Comparison, Group, Run
 from coordexp.runs.logs import EVAL_PREFIX, RunLog, read_log, series
 
 SCHEMA: Final = 1
 RESAMPLES: Final = 10_000
-Better = Literal["higher", "lower", "neither"]
-
 
 @dataclass(frozen=True)
 class Metric:
@@ -51,28 +47,27 @@ _SIZES: Final = (
     ),
     *((f"bins.{name}", f"objects of {name} bins") for name, _, _ in BIN_SIZES),
 )
+
+
+def _of_registry(place: str) -> Iterator[Metric]:
+    """Metrics of ``results.json`` that the registry puts there, of the boxes as they stand."""
+    for shown in HEADLINES:
+        if shown.compared == place:
+            yield Metric(shown.key.format(FILE_READOUT), shown.label, shown.metric.unit, shown.metric.better)
+
+
 # None of them depends on the recipe: soft_ce, kl and loss are not among them on purpose.
 HEADLINE: Final = (
-    Metric("detection.file.agnostic.f1.50", "F1@.5, any class", "share", "higher"),
-    Metric("detection.file.agnostic.f1.mean", "F1@.5:.95, any class", "share", "higher"),
-    Metric("detection.file.aware.f1.50", "F1@.5, right class", "share", "higher"),
-    Metric("localisation.file.all.mean_bins", "edge error of matched boxes", "bins", "lower"),
-    Metric("grounding.file.acc.50", "grounding Acc@.5", "share", "higher"),
-    Metric("grounding.file.mean_iou", "grounding mean IoU", "share", "higher"),
-    Metric("pointing.acc", "point on the object", "share", "higher"),
+    *_of_registry("headline"),
     Metric("coord_dist/crps", "CRPS, teacher-forced", "bins", "lower", "log"),
     Metric("coord_dist/nll", "NLL in the slice, teacher-forced", "nats", "lower", "log"),
 )
 SECONDARY: Final = (
-    Metric("detection.file.agnostic.precision.50", "precision@.5, any class", "share", "higher"),
-    Metric("detection.file.agnostic.recall.50", "recall@.5, any class", "share", "higher"),
+    Metric("detection.file.agnostic.precision.50", "precision@.5 class-agnostic", "share", "higher"),
+    Metric("detection.file.agnostic.recall.50", "recall@.5 class-agnostic", "share", "higher"),
     *(Metric(f"recall.{size}.50", f"recall@.5, {label}", "share", "higher") for size, label in _SIZES),
     *(Metric(f"localisation.file.{size}.mean_bins", f"edge error, {label}", "bins", "lower") for size, label in _SIZES),
-    Metric("coco.constant.ap", "COCO AP, constant score", "share", "higher"),
-    Metric("coco.file.ap", "COCO AP, scores of the file", "share", "higher"),
-    Metric("health.parse_rate", "answers read without a problem", "share", "higher"),
-    Metric("health.duplicate_rate", "duplicate boxes", "share", "lower"),
-    Metric("health.boxes_per_image", "boxes per image", "boxes", "neither"),
+    *_of_registry("secondary"),
     Metric("coord_dist/argmax_bin_mae", "argmax error, teacher-forced", "bins", "lower", "log"),
     Metric("coord_expected_bin_mae", "expectation error, teacher-forced", "bins", "lower", "log"),
     Metric("coord_dist/median_bin_mae", "median error, teacher-forced", "bins", "lower", "log"),
@@ -83,10 +78,10 @@ SECONDARY: Final = (
     Metric("desc_token_acc", "accuracy of description tokens", "share", "higher", "log"),
 )
 _KEYS: Final = frozenset(metric.key for metric in (*HEADLINE, *SECONDARY))
-READOUT_METRICS: Final = (
-    Metric("detection.{}.agnostic.f1.50", "F1@.5, any class", "share", "higher"),
-    Metric("detection.{}.agnostic.f1.mean", "F1@.5:.95, any class", "share", "higher"),
-    Metric("localisation.{}.all.mean_bins", "edge error of matched boxes", "bins", "lower"),
+READOUT_METRICS: Final = tuple(
+    Metric(shown.key, shown.label, shown.metric.unit, shown.metric.better)
+    for shown in HEADLINES
+    if shown.key in ("detection.{}.agnostic.f1.50", "detection.{}.agnostic.f1.mean", "localisation.{}.all.mean_bins")
 )
 _SPEED: Final = ("speed/tokens_per_s", "speed/supervised_tokens_per_s", "speed/samples_per_s", "speed/loss_share")
 CURVES: Final = ("coord_dist/crps", "coord_dist/nll", "coord_expected_bin_mae", "coord_softce_w1/coord_vocab_mass", "base_ce/loss")

@@ -16,9 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordexp.errors import DataError
-from coordexp.evaluate.buckets import BIN_SIZES, COCO_SIZES
-from coordexp.evaluate.calibration import COVERAGE, HISTOGRAM
-from coordexp.evaluate.localisation import SLOTS
+from coordexp.evaluate.registry import BIN_SIZES, COCO_SIZES, COVERAGE, HISTOGRAM, SLOTS
 from coordexp.losses.objective import TERMS
 from coordexp.runs.charts import EVAL, GRID, INK, SERIES, TRAIN, drawing, new_figure, style, to_svg
 from coordexp.runs.columns import Columns

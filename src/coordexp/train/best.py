@@ -6,13 +6,14 @@ import difflib
 from typing import TYPE_CHECKING, Final
 
 from coordexp.errors import ConfigError
+from coordexp.evaluate.registry import PROBE
 from coordexp.train.options import BY_METRIC, TrainOptions
 from coordexp.train.registry import METRICS
 
 if TYPE_CHECKING:
     from transformers import TrainerState
 
-PROBE_KEYS: Final = ("probe/parse_rate", "probe/f1_50", "probe/point_acc", "probe/objects_per_image", "probe/duplicate_rate")
+PROBE_KEYS: Final = tuple(key for metric in PROBE for key in metric.names())
 
 
 def waited(state: TrainerState) -> int:
@@ -23,8 +24,8 @@ def waited(state: TrainerState) -> int:
 
 def rankable() -> dict[str, bool]:
     """Metric key (as logged in training, without ``eval_``) -> whether a higher value is better."""
-    found = {"loss": False, "coord_softce_w1/loss": False, "probe/duplicate_rate": False}
-    found |= dict.fromkeys(("probe/f1_50", "probe/point_acc", "probe/parse_rate"), True)
+    found = {"loss": False, "coord_softce_w1/loss": False}
+    found |= {key: metric.better == "higher" for metric in PROBE for key in metric.names() if metric.better != "neither"}
     # Counts, and shapes of the distribution, are better neither high nor low.
     return found | {metric.key: metric.better == "higher" for metric in METRICS if metric.better}
 
