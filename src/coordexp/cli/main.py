@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ import typer
 
 from coordexp.cli import ab, audit, bench, compare, data, doctor, evaluate, exporting, init, model, plan, predict, report, run, vocab
 from coordexp.cli.common import Group, examples
+from coordexp.cli.interrupts import answered
 from coordexp.errors import CoordexpError, RunStopped
 
 # Newer versions of Typer bring their own copy of click; this is the base of usage errors in either.
@@ -86,8 +88,12 @@ def main() -> None:
 
     With ``--debug`` or ``COORDEXP_DEBUG`` set to anything but nothing or 0, its traceback comes first.
     """
+    # A file name that is no UTF-8 is shown with escapes.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = app(prog_name="coordexp", standalone_mode=False)
+        with answered():
+            code = app(prog_name="coordexp", standalone_mode=False)
     except CoordexpError as error:
         _fail(str(error).splitlines(), error)
     except _UsageError as error:
@@ -99,7 +105,7 @@ def main() -> None:
     except RunStopped as stop:
         print("interrupted" if stop.signum == signal.SIGINT else "terminated", file=sys.stderr)
         sys.exit(128 + stop.signum)
-    except _Interrupted:
+    except (_Interrupted, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(code)

@@ -7,7 +7,9 @@ A folder ``<file>.distributions`` of ``*.npz`` with ``image_ids``, ``num_bins`` 
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,11 @@ from numpy.typing import NDArray
 from coordexp.errors import DataError
 
 _FIELDS: Final = ("image_ids", "num_bins", "image", "object", "slot", "indptr", "bins", "probs", "rest")
+# What NumPy, zipfile and zlib raise for damaged or hostile archives; RuntimeError: encrypted, MemoryError: a shape that nothing holds.
+_UNREADABLE: Final = (
+    OSError, LookupError, ValueError, TypeError, EOFError, OverflowError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error,
+    struct.error,
+)  # fmt: skip
 _BOX_SLOTS: Final = 4
 
 
@@ -86,11 +93,13 @@ def _read(path: Path) -> list[SavedDistributions]:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             content: dict[str, Any] = {name: file[name] for name in _FIELDS}
         fault = _fault(content)
-    except (OSError, KeyError, ValueError, TypeError, IndexError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{_name(path)}: expected distributions of a prediction, got a file that fails with: {error}") from error
+        found = _unpack(content) if fault is None else []
+    except _UNREADABLE as error:
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{_name(path)}: expected distributions of a prediction, got a file that fails with: {why}") from error
     if fault:
         raise DataError(f"{_name(path)}: expected arrays that fit together, got {fault}: predict again with --overwrite")
-    return _unpack(content)
+    return found
 
 
 def _fault(content: dict[str, Any]) -> str | None:

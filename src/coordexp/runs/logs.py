@@ -168,7 +168,7 @@ class RowCollector:
                 if total.isascii() and total.isdigit() and len(total) < 16:
                     self.settings["max_steps"] = int(total)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _LARGEST_STEP:
-            raise DataError(f"{where}: step: expected an integer, got {value!r}")
+            raise DataError(f"{where}: step: expected an integer, got {str(value)[:60]!r}")
         return value
 
     def _shape(self, row: dict[str, Any]) -> tuple[tuple[str, ...], bool, tuple[tuple[str, str], ...]]:
