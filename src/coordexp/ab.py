@@ -207,7 +207,7 @@ class _Pool:
     def _watch(self) -> None:
         """Show on a terminal how far the running ones are, until all workers are done."""
         bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(),
             console=self._console, transient=True, disable=not self._console.is_terminal,
         )  # fmt: skip
         shown: dict[str, TaskID] = {}

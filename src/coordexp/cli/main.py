@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from coordexp.cli import ab, audit, bench, compare, data, doctor, evaluate, exporting, init, model, plan, predict, report, run, vocab
-from coordexp.cli.common import Group, examples
+from coordexp.cli.common import Group, examples, say
 from coordexp.cli.interrupts import answered
 from coordexp.errors import CoordexpError, RunStopped
+from coordexp.terminal import plain
 
 # Newer versions of Typer bring their own copy of click; this is the base of usage errors in either.
 _UsageError: Any = typer.BadParameter.__bases__[0]
@@ -50,7 +51,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from coordexp import __version__
 
-        typer.echo(f"coordexp {__version__}")
+        say(f"coordexp {__version__}")
         raise typer.Exit
 
 
@@ -115,7 +116,7 @@ def _fail(lines: list[str], error: Exception) -> None:
     if os.environ.get("COORDEXP_DEBUG", "0") not in ("", "0"):
         traceback.print_exception(error)
     for line in lines:
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {plain(line)}", file=sys.stderr)
     sys.exit(2)
 
 
