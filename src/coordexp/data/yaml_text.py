@@ -8,11 +8,18 @@ import yaml
 
 # Values of a document with its aliases written out. A thousand times what the largest experiment has; a bomb has a thousand million.
 MAX_VALUES: Final = 200_000
+_MAX_DEPTH: Final = 100
 _TIMESTAMP_TAG: Final = "tag:yaml.org,2002:timestamp"
 
 
 class PlainLoader(yaml.SafeLoader):
     """YAML without dates: ``question: 2026-11-24`` is text, as JSON would have it."""
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        """An opening bracket; PyYAML's time is quadratic in their depth."""
+        if self.flow_level >= _MAX_DEPTH:
+            raise yaml.scanner.ScannerError(None, None, "it is nested too deeply", self.get_mark())  # type: ignore[no-untyped-call]
+        super().fetch_flow_collection_start(token)  # type: ignore[no-untyped-call]
 
 
 PlainLoader.yaml_implicit_resolvers = {

@@ -104,6 +104,11 @@ def _read(path: Path) -> list[SavedDistributions]:
 
 def _fault(content: dict[str, Any]) -> str | None:
     """What does not fit, or None."""
+    for name, array in content.items():
+        wanted = (0, "iu") if name == "num_bins" else (1, "US") if name == "image_ids" else (1, "iuf")
+        # An empty array has whatever type NumPy gives it.
+        if array.ndim != wanted[0] or (array.size and array.dtype.kind not in wanted[1]):
+            return f"{name} of type {array.dtype.str[:20]} with {array.ndim} axes"
     ends, bins, count = content["indptr"], content["bins"], len(content["image"])
     if len(ends) != count + 1 or any(len(content[name]) != count for name in ("object", "slot", "rest")):
         return f"{len(ends) - 1} rows of bins for {count} coordinates"
