@@ -75,7 +75,7 @@ def edit(path: Path, change: Any) -> None:
 SECTIONS = [
     # section, what it shows, the files that carry it, what it says without them
     ("headline", "F1 .50, agnostic", ("results.json",), "so there are no headline numbers"),
-    ("audit", "25 rules were applied", ("logging.jsonl",), "no log that can be audited"),
+    ("audit", "31 rules were applied", ("logging.jsonl",), "no log that can be audited"),
     ("pictures", 'class="curve"', ("predictions.jsonl.distributions",), "No distributions were saved"),
     ("pictures", "<img ", ("data",), "no readable test records"),
     ("pictures", "<img ", ("data/img",), "image files of the test records are not there"),

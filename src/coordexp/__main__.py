@@ -1,6 +1,6 @@
 """``python -m coordexp``."""
 
-from coordexp.cli.main import main
+from coordexp.cli.interrupts import start
 
 if __name__ == "__main__":
-    main()
+    start()

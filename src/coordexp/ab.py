@@ -157,15 +157,25 @@ def _stale(task: Task) -> list[str]:
 
 
 @contextmanager
-def _alone(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the folder's lock. Without ``wait``, another holder is an error."""
+def _alone(folder: Path, *, until: Callable[[], bool] | None = None) -> Iterator[bool]:
+    """Hold the folder's lock. Another holder is an error; with ``until`` it is waited for, until that says so: then False, no lock held."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise ConfigError(f"{folder}: another coordexp ab is at work there: wait for it, or choose another --output-dir") from None
-        yield
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if until is None:
+                    raise ConfigError(
+                        f"{folder}: another coordexp ab is at work there: wait for it, or choose another --output-dir"
+                    ) from None
+                if until():
+                    yield False
+                    return
+                time.sleep(_POLL_SECONDS)
+                continue
+            yield True
+            return
 
 
 class _Pool:
@@ -197,7 +207,7 @@ class _Pool:
     def _watch(self) -> None:
         """Show on a terminal how far the running ones are, until all workers are done."""
         bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(),
             console=self._console, transient=True, disable=not self._console.is_terminal,
         )  # fmt: skip
         shown: dict[str, TaskID] = {}
@@ -212,9 +222,13 @@ class _Pool:
                     bar.remove_task(shown.pop(label))
 
     def _stop(self, signum: int) -> None:
-        self._stopped = signum
+        """The first time every run is asked to end in good order, the second time it is killed."""
+        again = self._stopped is not None
+        self._stopped = self._stopped or signum
         for child in list(self._children):
-            child.send_signal(signum)
+            child.send_signal(signal.SIGKILL if again else signum)
+        if self._children and not again:
+            os.write(2, f"stopping: {len(self._children)} runs save a checkpoint; once more kills them\n".encode())
 
     def _work(self, place: str) -> None:
         while (task := self._take()) is not None:
@@ -242,8 +256,9 @@ class _Pool:
         log = self._root / "logs" / f"{task.arm or 'warmup'}-seed{task.seed}.log"
         log.parent.mkdir(exist_ok=True)
         # A warm-up is shared: another A/B may be making it, or has just made it.
-        with _alone(task.folder.parent / f".{task.folder.name}", wait=True):
-            code = 0 if task.arm is None and _complete(task) else self._start(task, place, log)
+        with _alone(task.folder.parent / f".{task.folder.name}", until=lambda: self._stopped is not None) as held:
+            done = task.arm is None and _complete(task)
+            code = -1 if not held else 0 if done else self._start(task, place, log)
         task.seconds = time.monotonic() - begin
         task.state = "complete" if code == 0 or (code == 1 and _complete(task)) else "failed"
         if task.state == "failed" and self._stopped is not None:
@@ -314,12 +329,10 @@ def gpu_utilisation(index: str) -> float | None:
 
 @contextmanager
 def _signals(stop: Callable[[int], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM go to ``stop``, once; a second one ends this process the ordinary way."""
+    """SIGINT and SIGTERM go to ``stop``."""
     before: dict[signal.Signals, Any] = {}
 
     def handler(signum: int, frame: Any) -> None:
-        for number, old in before.items():
-            signal.signal(number, old)
         stop(signum)
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -26,6 +26,7 @@ from coordexp.grammar import Geometry
 from coordexp.predicting import evaluate_predictions, predict_records, probe, progress_bar
 from coordexp.preflight import check_folder, check_records, check_training, preflight
 from coordexp.runs.manifest import RunDirectory, Status
+from coordexp.terminal import Terminal
 
 STAGES = ("data", "model", "train", "predict", "evaluate", "report")
 
@@ -57,7 +58,7 @@ def run(
     planned = STAGES if until is None else STAGES[: STAGES.index(until) + 1]
     if "train" in planned:
         check_training(config)
-    console = console or Console(quiet=not processes.first)
+    console = console or Terminal(quiet=not processes.first)
     wanted = planned
     if processes.first:
         directory = _directory(config, run_dir, command, overwrite=overwrite, resume=resume)
@@ -73,7 +74,7 @@ def run(
     try:
         with _termination():
             for stage in wanted:
-                console.print(f"[bold]\\[{planned.index(stage) + 1}/{len(planned)}] {stage}[/bold]")
+                console.print(f"[{planned.index(stage) + 1}/{len(planned)}] {stage}", style="bold")
                 with directory.stage(stage):
                     if processes.first or stage == "train":
                         getattr(chain, stage)()

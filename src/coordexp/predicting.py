@@ -20,6 +20,7 @@ from coordexp.decode.options import DecodeOptions
 from coordexp.errors import ConfigError
 from coordexp.evaluate.options import EvaluateOptions
 from coordexp.grammar import Geometry
+from coordexp.terminal import Terminal
 
 
 def probe(
@@ -163,7 +164,7 @@ def predict_file(
     workers = Workers.from_environment()
     try:
         done = predict_records(
-            loaded, template, records, out, options, console or Console(stderr=True, quiet=workers.rank > 0), settings=settings,
+            loaded, template, records, out, options, console or Terminal(stderr=True, quiet=workers.rank > 0), settings=settings,
             geometries=geometries, calibration=calibration, overwrite=overwrite, workers=workers,
         )  # fmt: skip
         if calibration is not None and workers.rank == 0:

@@ -9,6 +9,7 @@ import typer
 
 from coordexp.cli.common import Overrides, examples
 from coordexp.errors import ConfigError
+from coordexp.terminal import Terminal
 
 EXAMPLES = examples("coordexp ab experiments/ab_seed.yaml", "coordexp ab experiments/ab_seed.yaml --gpus 0,1,2,3")
 
@@ -32,11 +33,9 @@ def ab(
     from coordexp.config.arms import load_ab
 
     plan = load_ab(experiment, overrides)
-    from rich.console import Console
-
     from coordexp.ab import run_ab
 
-    console = Console()
+    console = Terminal()
     root = output_dir or Path(plan.output_dir) / plan.name
     tasks = run_ab(plan, root, jobs=jobs, gpus=places, overwrite=overwrite, console=console)
     failed = [task.label for task in tasks if task.state != "complete"]
@@ -48,7 +47,7 @@ def ab(
 
     show(result, console)
     for path in write_comparison(result, root):
-        console.print(str(path), highlight=False, soft_wrap=True)
+        console.print(str(path), soft_wrap=True)
     if failed:
         console.print(f"failed, and not in the comparison: {', '.join(failed)}", soft_wrap=True)
         raise typer.Exit(1)

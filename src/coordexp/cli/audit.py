@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coordexp.cli.common import AsJson, examples
+from coordexp.terminal import Terminal, plain
 
 if TYPE_CHECKING:
     from coordexp.runs.audit import Audit
@@ -50,23 +51,24 @@ def audit(
 
 
 def _print(result: Audit) -> None:
-    from rich.console import Console
-    from rich.markup import escape
+    from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=True)
+    def show(*parts: str | tuple[str, str]) -> None:
+        cleaned = (plain(part) if isinstance(part, str) else (plain(part[0]), part[1]) for part in parts)
+        console.print(Text.assemble(*cleaned), soft_wrap=True)
+
+    console = Terminal()
     findings, (train, evaluation) = result.of("finding"), result.rows
-    console.print(f"{escape(result.name)} ({result.source}): {train} training rows, {evaluation} evaluation rows")
+    show(f"{result.name} ({result.source}): {train} training rows, {evaluation} evaluation rows")
     for note in result.notes:
-        console.print(f"  [dim]note: {escape(note)}[/dim]")
+        show((f"  note: {note}", "dim"))
     for j in findings:
-        color = _COLORS[j.severity]
-        console.print(f"\n[{color}]{j.severity.upper()}[/{color}] {j.rule.code} [bold]{escape(j.rule.title)}[/bold]")
+        show("\n", (j.severity.upper(), _COLORS[j.severity]), f" {j.rule.code} ", (j.rule.title, "bold"))
         for item in j.verdict.evidence:
-            place = f" [dim]({escape(item.where)})[/dim]" if item.where else ""
-            console.print(f"  {escape(item.what)}{place}")
+            show(f"  {item.what}", (f" ({item.where})" if item.where else "", "dim"))
             if item.sure:
-                console.print(f"    [dim]how sure: {escape(item.sure)}[/dim]")
-        console.print(f"  change: {escape(j.rule.advice)}")
-        console.print(f"  [dim]{j.rule.anchor}[/dim]")
-    console.print(f"\n{len(findings)} finding{'s' * (len(findings) != 1)}, {len(result.of('passed'))} rules passed")
-    console.print(escape(result.missing()))
+                show((f"    how sure: {item.sure}", "dim"))
+        show(f"  change: {j.rule.advice}")
+        show((f"  {j.rule.anchor}", "dim"))
+    show(f"\n{len(findings)} finding{'s' * (len(findings) != 1)}, {len(result.of('passed'))} rules passed")
+    show(result.missing())

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from coordexp.cli.common import AsJson, Group, examples, model_folder, progress
+from coordexp.cli.common import AsJson, Group, examples, model_folder, progress, say
 
 app = typer.Typer(cls=Group, help="Measure speed and memory on this machine.", no_args_is_help=True)
 
@@ -55,10 +55,10 @@ def loss(
     if as_json:
         typer.echo(json.dumps({"rows": table, "terms": singles}, default=str, indent=1))
         return
-    typer.echo("\n".join(table_lines(table)))
-    typer.echo("\nforward of the loss alone, logits given:")
+    say("\n".join(table_lines(table)))
+    say("\nforward of the loss alone, logits given:")
     for row in singles:
-        typer.echo(f"{row['loss']:<28}{row['p50_ms']:>10} ms (p20 {row['p20_ms']}, p80 {row['p80_ms']})")
+        say(f"{row['loss']:<28}{row['p50_ms']:>10} ms (p20 {row['p20_ms']}, p80 {row['p80_ms']})")
 
 
 @app.command("step", epilog=examples("coordexp bench step runs/demo/checkpoints/final runs/demo/data/train.jsonl --rounds 3"))
@@ -84,7 +84,7 @@ def step(
         typer.echo(json.dumps({"rows": rows}, default=str, indent=1))
         return
     for row in rows:
-        typer.echo(
+        say(
             f"{row['variant']:<16}{row['p50_ms']:>10} ms a step (p20 {row['p20_ms']}, p80 {row['p80_ms']})  x {row['to_metrics_off']}"
         )
 
@@ -117,7 +117,7 @@ def predict(
         typer.echo(json.dumps({"rows": rows}, default=str, indent=1))
         return
     for row in rows:
-        typer.echo(
+        say(
             f"{row['variant']:<14} {row['p50_boxes_s']:>9} boxes/s (p20 {row['p20_boxes_s']}, p80 {row['p80_boxes_s']}, n {row['n']})  "
             f"{row['ratio_to_generate']} x generate  {row['passes']} passes  parse rate {row['parse_rate']}"
         )

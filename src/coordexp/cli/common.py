@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from coordexp.errors import ConfigError
+from coordexp.terminal import Terminal, plain
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Overrides = Annotated[
@@ -31,6 +32,11 @@ class Group(TyperGroup):
         rows = [(name, command.get_short_help_str(10_000)) for name, command in self.commands.items() if not command.hidden]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """A line for a person; names in it are shown as text, control characters as escapes."""
+    typer.echo(plain(text), err=err)
 
 
 def examples(*lines: str) -> str:
@@ -67,10 +73,9 @@ def model_folder(path: Path) -> Path:
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """A bar as a callback ``(done, total)``, on stderr; nothing is drawn on a pipe."""
-    from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     if not console.is_terminal:
         yield lambda done, total: None
         return

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from coordexp.cli.common import AsJson, Group, Overwrite, Seed, examples, flags, progress
+from coordexp.cli.common import AsJson, Group, Overwrite, Seed, examples, flags, progress, say
 from coordexp.cli.exporting import DATA_EXAMPLES, export
 from coordexp.cli.importing import EXAMPLES as IMPORT_EXAMPLES
 from coordexp.cli.importing import import_
@@ -48,7 +48,7 @@ def synth(
     with progress("scenes") as update:
         files = write_scenes(out, options, update, overwrite=overwrite)
     for split, path in files.items():
-        typer.echo(f"{split}: {path}")
+        say(f"{split}: {path}")
 
 
 @app.command(
@@ -92,7 +92,7 @@ def export_swift(
         f"{done.copied} images written anew, upright and in RGB" if done.copied else "",
         f"{done.unasked} phrases not asked for, the prompt has no {{phrase}}" if done.unasked else "",
     ]
-    typer.echo(f"{splits} rows, {done.objects} objects written to {out}" + "".join(f"; {note}" for note in notes if note))
+    say(f"{splits} rows, {done.objects} objects written to {out}" + "".join(f"; {note}" for note in notes if note))
 
 
 @app.command(
@@ -116,16 +116,16 @@ def validate(
             raise typer.Exit(2)
         return
     if check.turned:
-        typer.echo(
+        say(
             f"note: {check.turned} images have an EXIF rotation: boxes must be counted in the upright picture (data render shows it)"
         )
     if check.faults:
         raise DataError("\n".join(check.faults))
-    typer.echo(f"{file}: {check.records} records, {check.objects} objects, all valid")
+    say(f"{file}: {check.records} records, {check.objects} objects, all valid")
     for line in losses:
-        typer.echo(f"warning: {line}")
+        say(f"warning: {line}")
     if not check.objects:
-        typer.echo("warning: no record has an object: there is nothing to learn from")
+        say("warning: no record has an object: there is nothing to learn from")
 
 
 @app.command(
@@ -167,7 +167,7 @@ def stats(
         return
     for name, value in found.items():
         for line in _rows(name, value):
-            typer.echo(line)
+            say(line)
 
 
 @app.command("render", epilog=examples("coordexp data render data/mine/train.jsonl --out look --limit 20"))
@@ -209,7 +209,7 @@ def render(
         }
     with progress("images") as update:
         render_records(records, out, title=file.name, predicted=predicted, progress=update)
-    typer.echo(f"{len(records)} pictures and {out / 'index.html'} written")
+    say(f"{len(records)} pictures and {out / 'index.html'} written")
 
 
 def _one_of(flag: str, value: str, names: Sequence[str]) -> None:

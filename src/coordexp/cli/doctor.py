@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coordexp.cli.common import AsJson, examples
+from coordexp.terminal import Terminal, plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,19 +50,18 @@ def doctor(
 
 
 def _print(checks: Sequence[Check]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
+    from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal()
     group = ""
     for check in checks:
         head, _, what = check.name.partition(".")
         if head != group:
-            console.print(("\n" if group else "") + f"[bold]{head}[/bold]")
+            console.print(("\n" if group else "") + head, style="bold")
             group = head
         mark, color = _MARKS[check.outcome]
-        console.print(f"  [{color}]{mark:4}[/{color}] {what}: {escape(check.seen)}")
+        console.print(Text.assemble("  ", (f"{mark:4}", color), plain(f" {what}: {check.seen}")), soft_wrap=True)
         if check.advice:
-            console.print(f"       do: {escape(check.advice)}")
+            console.print(f"       do: {check.advice}", soft_wrap=True)
     counts = {outcome: sum(check.outcome == outcome for check in checks) for outcome in _MARKS}
     console.print("\n" + ", ".join(f"{number} {outcome}" for outcome, number in counts.items()))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from coordexp.cli.common import AsJson, Overwrite, Seed, examples, flags
+from coordexp.cli.common import AsJson, Overwrite, Seed, examples, flags, say
 
 EXAMPLES = examples(
     "coordexp evaluate predictions.jsonl --data data/mine/test.jsonl --out evaluation",
@@ -79,9 +79,9 @@ def evaluate(
     for note in foreign.notes if foreign is not None else ():
         typer.echo(note)
     for label, value in headline(results):
-        typer.echo(f"{label:<44} {value}")
+        say(f"{label:<44} {value}")
     for note in results["notes"]:
-        typer.echo(f"note: {note}")
+        say(f"note: {note}")
     typer.echo(f"results: {out / 'results.json'}, tables: {out / 'table.md'}")
 
 

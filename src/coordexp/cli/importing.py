@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coordexp.cli.common import AsJson, Overwrite, examples, progress
+from coordexp.cli.common import AsJson, Overwrite, examples, progress, say
 from coordexp.data.importers.formats import FORMATS
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def import_(
 def _print(report: ImportReport, out: Path) -> None:
     for kind, lines in (("warning", report.warnings), ("repaired", report.repaired), ("left out", report.dropped)):
         for line in lines[:_SHOWN]:
-            typer.echo(f"{kind}: {line}")
+            say(f"{kind}: {line}")
         if len(lines) > _SHOWN:
             typer.echo(f"{kind}: ... and {len(lines) - _SHOWN} more, all in {out / 'import.json'}")
     splits = ", ".join(f"{count} {name}" for name, count in report.splits.items())
@@ -105,17 +105,17 @@ def _print(report: ImportReport, out: Path) -> None:
     notes = "".join(
         f", {count} of them {what}" for count, what in ((report.crowd, "crowd regions"), (report.difficult, "difficult")) if count
     )
-    typer.echo(f"{splits} images, {report.objects} objects ({classes}){notes} written to {out}")
+    say(f"{splits} images, {report.objects} objects ({classes}){notes} written to {out}")
     for name, lost in report.left_out.items():
         if lost["reasons"]:
             reasons = ", ".join(f"{count} {reason}" for reason, count in lost["reasons"].items())
-            typer.echo(
+            say(
                 f"{name}: {lost['objects_lost']} of {lost['objects']} objects and {lost['images_lost']} of {lost['images']} images "
                 f"left out: {reasons}"
             )
-    typer.echo(
+    say(
         f"{len(report.warnings)} warnings, {len(report.repaired)} repaired, {len(report.dropped)} left out; also in {out / 'import.json'}"
     )
-    typer.echo(
+    say(
         f"of images only the headers were read: `coordexp data validate {next(iter(sorted(out.glob('*.jsonl'))), out)}` decodes them"
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from coordexp.cli.common import examples
+from coordexp.cli.common import examples, say
 
 EXAMPLES = examples("coordexp init my-run", "coordexp init my-data --kind detection")
 
@@ -24,5 +24,5 @@ def init(
     if chosen is None:
         raise ConfigError(f"--kind: expected {' or '.join(KINDS)}, got {kind}")
     experiment, readme = write_starter(folder, chosen)
-    typer.echo(f"written: {experiment}, {readme}")
-    typer.echo(f"next: cd {folder} && coordexp run {experiment.name}" if chosen == "demo" else f"next: read {readme}")
+    say(f"written: {experiment}, {readme}")
+    say(f"next: cd {folder} && coordexp run {experiment.name}" if chosen == "demo" else f"next: read {readme}")

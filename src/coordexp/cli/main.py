@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -11,8 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from coordexp.cli import ab, audit, bench, compare, data, doctor, evaluate, exporting, init, model, plan, predict, report, run, vocab
-from coordexp.cli.common import Group, examples
+from coordexp.cli.common import Group, examples, say
+from coordexp.cli.interrupts import answered
 from coordexp.errors import CoordexpError, RunStopped
+from coordexp.terminal import plain
 
 # Newer versions of Typer bring their own copy of click; this is the base of usage errors in either.
 _UsageError: Any = typer.BadParameter.__bases__[0]
@@ -48,7 +51,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from coordexp import __version__
 
-        typer.echo(f"coordexp {__version__}")
+        say(f"coordexp {__version__}")
         raise typer.Exit
 
 
@@ -86,8 +89,12 @@ def main() -> None:
 
     With ``--debug`` or ``COORDEXP_DEBUG`` set to anything but nothing or 0, its traceback comes first.
     """
+    # A file name that is no UTF-8 is shown with escapes.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = app(prog_name="coordexp", standalone_mode=False)
+        with answered():
+            code = app(prog_name="coordexp", standalone_mode=False)
     except CoordexpError as error:
         _fail(str(error).splitlines(), error)
     except _UsageError as error:
@@ -99,7 +106,7 @@ def main() -> None:
     except RunStopped as stop:
         print("interrupted" if stop.signum == signal.SIGINT else "terminated", file=sys.stderr)
         sys.exit(128 + stop.signum)
-    except _Interrupted:
+    except (_Interrupted, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(code)
@@ -109,7 +116,7 @@ def _fail(lines: list[str], error: Exception) -> None:
     if os.environ.get("COORDEXP_DEBUG", "0") not in ("", "0"):
         traceback.print_exception(error)
     for line in lines:
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {plain(line)}", file=sys.stderr)
     sys.exit(2)
 
 

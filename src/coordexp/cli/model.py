@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from coordexp.cli.common import Group, Overwrite, Seed, examples, flags
+from coordexp.cli.common import Group, Overwrite, Seed, examples, flags, say
 
 app = typer.Typer(cls=Group, help="Make models.", no_args_is_help=True)
 
@@ -36,4 +36,4 @@ def tiny(
 
     with flags("model.tiny"):
         options = TinyOptions(hidden_size=hidden_size, num_layers=num_layers, patch_size=patch_size, max_pixels=max_pixels, seed=seed)
-    typer.echo(f"model: {write_tiny_model(out, options, overwrite=overwrite)}")
+    say(f"model: {write_tiny_model(out, options, overwrite=overwrite)}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coordexp.cli.common import AsJson, Overrides, examples, progress
+from coordexp.cli.common import AsJson, Overrides, examples, progress, say
 
 if TYPE_CHECKING:
     from coordexp.plan.planner import Plan
@@ -46,7 +46,7 @@ def plan(
         typer.echo(json.dumps(found.to_json(), indent=1))
     else:
         for line in _table(found):
-            typer.echo(line)
+            say(line)
     if not found.fits:
         raise typer.Exit(1)
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from coordexp.cli.common import AsJson, Overwrite, Seed, end_worker, examples, flags, model_folder
+from coordexp.cli.common import AsJson, Overwrite, Seed, end_worker, examples, flags, model_folder, say
 
 EXAMPLES = examples(
     "coordexp predict runs/demo/checkpoints/final runs/demo/data/test.jsonl --out predictions.jsonl",
@@ -79,7 +79,7 @@ def predict(
         )  # fmt: skip
     except KeyboardInterrupt:
         if first:
-            typer.echo(
+            say(
                 f"{out} is incomplete: the same command{' without --overwrite' if overwrite else ''} goes on where it stopped", err=True
             )
         raise
@@ -88,13 +88,13 @@ def predict(
         typer.echo(json.dumps({"out": str(out), **vars(done)}, indent=1))
         return
     if done.finished:
-        typer.echo(f"{out} is finished: {done.resumed} images, made with these settings; nothing was done (--overwrite makes it again)")
+        say(f"{out} is finished: {done.resumed} images, made with these settings; nothing was done (--overwrite makes it again)")
         return
     if done.resumed:
-        typer.echo(f"{done.resumed} images were done already")
+        say(f"{done.resumed} images were done already")
     rate = f", {done.boxes / done.seconds:.1f} objects/s" if done.images else ""
-    typer.echo(f"{done.boxes} objects on {done.images} images{rate}: {out}")
+    say(f"{done.boxes} objects on {done.images} images{rate}: {out}")
     if done.failed:
-        typer.echo(f"{done.failed} images could not be used: the field `error` of their rows says why", err=True)
+        say(f"{done.failed} images could not be used: the field `error` of their rows says why", err=True)
     if done.cut:
-        typer.echo(f"{done.cut} answers were cut by the budget of {max_new_tokens} tokens: raise --max-new-tokens", err=True)
+        say(f"{done.cut} answers were cut by the budget of {max_new_tokens} tokens: raise --max-new-tokens", err=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from coordexp.cli.common import examples
+from coordexp.cli.common import examples, say
 
 EXAMPLES = examples("coordexp report runs/demo", "coordexp report runs/demo --images 40")
 
@@ -24,4 +24,4 @@ def report(
 
     if not (run_dir / MANIFEST).is_file():
         raise ConfigError(f"{run_dir}: expected a run directory, found no {MANIFEST} in it")
-    typer.echo(f"report: {write_report(run_dir, ReportOptions(images=images))}")
+    say(f"report: {write_report(run_dir, ReportOptions(images=images))}")

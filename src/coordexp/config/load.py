@@ -15,6 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from coordexp.config.schema import ExperimentConfig
+from coordexp.data.yaml_text import PlainLoader, parse_yaml
 from coordexp.errors import ConfigError
 from coordexp.train.options import TrainOptions
 from coordexp.train.refused import why_refused
@@ -28,19 +29,18 @@ _REFUSED: typing.Final[dict[type, dict[str, str]]] = {TrainOptions: why_refused(
 _EXPONENT = re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$")
 _FLOAT_TAG = "tag:yaml.org,2002:float"
 _MERGE_TAG = "tag:yaml.org,2002:merge"
-_TIMESTAMP_TAG = "tag:yaml.org,2002:timestamp"
 # YAML 1.1 reads ``no`` as false, and ``eval_strategy: no`` would not be what it says.
 _BOOL_TAG = "tag:yaml.org,2002:bool"
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML without duplicate keys, without dates (``question: 2026-11-24`` is text) and with two truth values, ``true`` and ``false``."""
+class _StrictLoader(PlainLoader):
+    """YAML without duplicate keys, and with two truth values, ``true`` and ``false``."""
 
 
 _StrictLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_TIMESTAMP_TAG, _BOOL_TAG)]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL_TAG]
+    for first, resolvers in PlainLoader.yaml_implicit_resolvers.items()
 }
 
 
@@ -69,17 +69,7 @@ def _parse(text: str) -> Any:
     Raises:
         ValueError: not YAML, or YAML that this configuration does not read; the message holds the line.
     """
-    try:
-        return yaml.load(text, Loader=_StrictLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = "" if mark is None else f"line {mark.line + 1}: "
-        raise ValueError(f"{where}{error.problem or error.context}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from None
-    except (LookupError, AttributeError) as error:
-        # An explicit tag on a value that it does not fit, such as ``!!int ""``: PyYAML has no error of its own for it.
-        raise ValueError(f"a value does not fit its tag ({type(error).__name__})") from None
+    return parse_yaml(text, _StrictLoader)
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> ExperimentConfig:

@@ -7,7 +7,9 @@ A folder ``<file>.distributions`` of ``*.npz`` with ``image_ids``, ``num_bins`` 
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,11 @@ from numpy.typing import NDArray
 from coordexp.errors import DataError
 
 _FIELDS: Final = ("image_ids", "num_bins", "image", "object", "slot", "indptr", "bins", "probs", "rest")
+# What NumPy, zipfile and zlib raise for damaged or hostile archives; RuntimeError: encrypted, MemoryError: a shape that nothing holds.
+_UNREADABLE: Final = (
+    OSError, LookupError, ValueError, TypeError, EOFError, OverflowError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error,
+    struct.error,
+)  # fmt: skip
 _BOX_SLOTS: Final = 4
 
 
@@ -86,15 +93,22 @@ def _read(path: Path) -> list[SavedDistributions]:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             content: dict[str, Any] = {name: file[name] for name in _FIELDS}
         fault = _fault(content)
-    except (OSError, KeyError, ValueError, TypeError, IndexError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{_name(path)}: expected distributions of a prediction, got a file that fails with: {error}") from error
+        found = _unpack(content) if fault is None else []
+    except _UNREADABLE as error:
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{_name(path)}: expected distributions of a prediction, got a file that fails with: {why}") from error
     if fault:
         raise DataError(f"{_name(path)}: expected arrays that fit together, got {fault}: predict again with --overwrite")
-    return _unpack(content)
+    return found
 
 
 def _fault(content: dict[str, Any]) -> str | None:
     """What does not fit, or None."""
+    for name, array in content.items():
+        wanted = (0, "iu") if name == "num_bins" else (1, "US") if name == "image_ids" else (1, "iuf")
+        # An empty array has whatever type NumPy gives it.
+        if array.ndim != wanted[0] or (array.size and array.dtype.kind not in wanted[1]):
+            return f"{name} of type {array.dtype.str[:20]} with {array.ndim} axes"
     ends, bins, count = content["indptr"], content["bins"], len(content["image"])
     if len(ends) != count + 1 or any(len(content[name]) != count for name in ("object", "slot", "rest")):
         return f"{len(ends) - 1} rows of bins for {count} coordinates"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -52,32 +53,41 @@ def markdown(results: dict[str, Any]) -> str:
     parts = [
         "# Evaluation",
         "",
-        *(f"- {note}" for note in results["notes"]),
+        *(f"- {_text(note)}" for note in results["notes"]),
         "",
         f"95 % intervals in brackets; {NONE}: nothing to measure.",
         "",
     ]
     parts += _table("Headline", ("", "value"), headline(results))
     for table in tables(Metrics(results), FILE_READOUT):
-        parts += _table(table.caption, ("", *table.columns), [(name, *map(_text, cells)) for name, cells in table.rows])
+        parts += _table(table.caption, ("", *table.columns), [(name, *map(_cell, cells)) for name, cells in table.rows])
     return "\n".join(parts + _class_table(results["per_class"])).rstrip() + "\n"
 
 
-def _text(cell: Cell) -> str:
+def _cell(cell: Cell) -> str:
     return cell.text if cell.interval is None else f"{cell.text} [{cell.interval}]"
 
 
 def _class_table(classes: list[dict[str, Any]]) -> list[str]:
     columns = {"true": "whole", "predicted": "whole", "f1.50": "ratio", "f1.mean": "ratio", "recall.50": "ratio", "ap": "ratio"}
-    rows = [(str(entry["desc"]), *(number(entry[key], kind) for key, kind in columns.items())) for entry in classes[:_CLASSES]]
+    rows = [(_text(str(entry["desc"])), *(number(entry[key], kind) for key, kind in columns.items())) for entry in classes[:_CLASSES]]
     title = f"Classes, the {_CLASSES} most frequent of {len(classes)}" if len(classes) > _CLASSES else "Classes"
     return _table(title, ("", *columns), rows)
+
+
+# What Markdown or HTML would take for more than text; a break would end the row, a control character does worse.
+_MARKUP: Final = re.compile(r"[\\`*_{}\[\]<>&|~@$]|:(?=//)|(?<=www)\.")
+_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+
+
+def _text(value: str) -> str:
+    """A name as Markdown shows it, character by character: no link, no picture, no tag."""
+    return _MARKUP.sub(lambda found: "\\" + found[0], _CONTROLS.sub(" ", value))
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table, or nothing without rows. Descriptions may hold anything."""
     if not rows:
         return []
-    lines = [[cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for cell in row] for row in (columns, *rows)]
-    body = [f"| {' | '.join(line)} |" for line in lines]
+    body = [f"| {' | '.join(line)} |" for line in (columns, *rows)]
     return [f"## {title}", "", body[0], "|" + "---|" * len(columns), *body[1:], ""]

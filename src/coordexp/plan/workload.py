@@ -30,8 +30,10 @@ LONGEST: Final = 64
 
 @dataclass(frozen=True)
 class Length:
-    """A record as the model sees it: tokens beside the picture, how many of them are supervised, size of the picture in pixels."""
+    """A record (``source``: its file and line) as the model sees it: tokens beside the picture, how many of them are supervised, size of
+    the picture in pixels."""
 
+    source: str
     text: int
     supervised: int
     width: int
@@ -166,7 +168,7 @@ def _lengths(config: ExperimentConfig, reader: Reader, records: Sequence[Record]
     for record in records:
         encoded = template.encode_answer(ask(data.prompt, record), template.instances(record)[0], torch.tensor([[1, 1, 1]]))
         supervised = sum(role != ROLE_CODES["none"] for role in encoded["roles"])
-        found.append(Length(len(encoded["input_ids"]) - 1, supervised, record.width, record.height))
+        found.append(Length(record.source, len(encoded["input_ids"]) - 1, supervised, record.width, record.height))
     return tuple(found)
 
 
@@ -197,7 +199,7 @@ def _rows(config: ExperimentConfig, lengths: Sequence[Length], processor: Any) -
     packing = config.data.packing
     if not packing.enabled:
         return [[one] for one in samples]
-    names = [f"record {number}" for number in range(1, len(samples) + 1)]
+    names = [one.source for one in lengths]
     counts = [sample.tokens for sample, _ in samples]
     plan = plan_packs(counts, length=packing.length, seed=config.seed, on_overlong=packing.on_overlong, names=names, inputs={})
     return [[samples[i] for i in pack] for pack in plan.packs]

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import yaml
 
 from coordexp.data.staging import atomic_text
+from coordexp.data.yaml_text import parse_yaml
 from coordexp.errors import DataError
 from coordexp.runs.logs import find_log, read_log
 from coordexp.runs.manifest import MANIFEST, read_json_object, read_manifest
@@ -136,9 +136,9 @@ def _beside(path: Path, reader: Callable[[Path], Mapping[str, Any]]) -> Mapping[
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a mapping, got {type(content).__name__}")
     return content

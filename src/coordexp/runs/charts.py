@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import matplotlib
+import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -115,9 +116,30 @@ def draw_panels(log: RunLog, panels: Sequence[Panel]) -> tuple[list[Chart], list
     return charts, absent
 
 
+# Points of a line: a chart is about 250 pixels wide.
+MAX_POINTS: Final = 500
+
+
+def binned(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], list[float]]:
+    """At most ``MAX_POINTS`` points of a long line: of each of a quarter as many stretches the first, lowest, highest and last row.
+
+    So a spike of one row stays to be seen, and a stretch without a finite value stays a gap.
+    """
+    if len(values) <= MAX_POINTS:
+        return list(steps), list(values)
+    kept: list[int] = []
+    array = np.asarray(values, dtype=np.float64)
+    for part in np.array_split(np.arange(len(array)), MAX_POINTS // 4):
+        finite = part[np.isfinite(array[part])]
+        ends = [int(finite[np.argmin(array[finite])]), int(finite[np.argmax(array[finite])])] if len(finite) else []
+        kept += sorted({int(part[0]), int(part[-1]), *ends})
+    return [steps[i] for i in kept], [values[i] for i in kept]
+
+
 def _draw(panel: Panel, train: tuple[list[int], list[float]], evaluation: tuple[list[int], list[float]]) -> Chart:
     dropped = sum(not math.isfinite(v) for v in train[1] + evaluation[1])
-    train_values, eval_values = _gaps(train[1]), _gaps(evaluation[1])
+    (train_steps, train_kept), (eval_steps, eval_kept) = binned(*train), binned(*evaluation)
+    train_values, eval_values = _gaps(train_kept), _gaps(eval_kept)
     with drawing(panel.key):
         figure = new_figure(_SIZE)
         axes = figure.add_axes((0.165, 0.215, 0.815, 0.735))
@@ -126,9 +148,9 @@ def _draw(panel: Panel, train: tuple[list[int], list[float]], evaluation: tuple[
         axes.yaxis.set_major_locator(MaxNLocator(4))
         if train_values:
             marker = "o" if len(train_values) < 3 else ""
-            axes.plot(train[0], train_values, color=TRAIN, linewidth=1.3, marker=marker, markersize=3)
+            axes.plot(train_steps, train_values, color=TRAIN, linewidth=1.3, marker=marker, markersize=3)
         if eval_values:
-            axes.plot(evaluation[0], eval_values, color=EVAL, linewidth=1.3, linestyle=(0, (4, 1.6)), marker="o", markersize=3.2)
+            axes.plot(eval_steps, eval_values, color=EVAL, linewidth=1.3, linestyle=(0, (4, 1.6)), marker="o", markersize=3.2)
         _limit(axes, panel, [v for v in train_values + eval_values if math.isfinite(v)])
         svg = to_svg(figure)
     return Chart(panel, svg, _describe(panel, train, evaluation), _last(train[1]), _last(evaluation[1]), dropped)

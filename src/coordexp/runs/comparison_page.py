@@ -120,7 +120,7 @@ def _draw(lines: Mapping[str, list[list[float]]], salt: str) -> str:
         axes = figure.add_axes((0.15, 0.19, 0.83, 0.77))
         charts.style(axes, "step")
         for i, rows in enumerate(lines.values()):
-            steps, values = [row[0] for row in rows], [row[1] for row in rows]
+            steps, values = charts.binned([int(row[0]) for row in rows], [row[1] for row in rows])
             style = _STYLES[i % len(_STYLES)]
             axes.plot(steps, values, color=_COLORS[i % len(_COLORS)], linestyle=style, linewidth=1.5, marker="o", markersize=2.4)
         return charts.to_svg(figure)

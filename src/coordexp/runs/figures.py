@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from coordexp.errors import DataError
 from coordexp.evaluate.registry import BIN_SIZES, COCO_SIZES, COVERAGE, HISTOGRAM, SLOTS
 from coordexp.losses.objective import TERMS
-from coordexp.runs.charts import EVAL, GRID, INK, SERIES, TRAIN, drawing, new_figure, style, to_svg
+from coordexp.runs.charts import EVAL, GRID, INK, MAX_POINTS, SERIES, TRAIN, binned, drawing, new_figure, style, to_svg
 from coordexp.runs.columns import Columns
 from coordexp.runs.logs import EVAL_PREFIX, RunLog
 from coordexp.runs.rules.statistics import train_over_eval
@@ -107,9 +107,10 @@ def loss_plot(log: RunLog) -> Plot | None:
         axes = figure.add_axes((0.09, 0.17, 0.88, 0.795))
         style(axes, "step", "weighted contribution to the loss")
         colors = [SERIES[i % len(SERIES)] for i in range(len(names))]
-        axes.stackplot(steps, values, colors=colors, alpha=0.75, linewidth=0)
+        axes.stackplot(*_averaged(steps, values), colors=colors, alpha=0.75, linewidth=0)
         if len(total):
-            axes.plot(total.steps, total.values, color=INK, linewidth=0, marker="D", markersize=4.2, clip_on=False)
+            held_out = binned(total.steps.tolist(), total.values.tolist())
+            axes.plot(*held_out, color=INK, linewidth=0, marker="D", markersize=4.2, clip_on=False)
         axes.set_ylim(0, top)
         axes.set_xlim(int(steps[0]), int(steps[-1]))
         svg = to_svg(figure)
@@ -133,6 +134,12 @@ def loss_plot(log: RunLog) -> Plot | None:
     )
 
 
+def _averaged(steps: NDArray[np.int64], values: Array) -> tuple[Array, Array]:
+    """Rows of a long stack in stretches: their mean step ``[n]`` and mean parts ``[terms, n]``, which still add up."""
+    groups = np.array_split(np.arange(len(steps)), min(len(steps), MAX_POINTS // 2))
+    return np.array([steps[g].mean() for g in groups]), np.stack([values[:, g].mean(axis=1) for g in groups], axis=1)
+
+
 def ratio_plot(log: RunLog) -> Plot | None:
     """Evaluation over training of the same metric, at every evaluation; 1.0 marked."""
     train, evaluation = Columns(log.train), Columns(log.eval, EVAL_PREFIX)
@@ -151,7 +158,7 @@ def ratio_plot(log: RunLog) -> Plot | None:
         style(axes, "step", "evaluation / training")
         axes.axhline(1.0, color=INK, linewidth=1.1)
         for i, (_, steps, values) in enumerate(found):
-            axes.plot(steps, values, color=SERIES[i], linewidth=1.3, marker="o", markersize=3.4)
+            axes.plot(*binned(steps.tolist(), values.tolist()), color=SERIES[i], linewidth=1.3, marker="o", markersize=3.4)
         axes.set_yscale("log")
         axes.set_ylim(low, high)
         marks = (

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
+from coordexp.data.yaml_text import parse_yaml
 from coordexp.errors import ComparisonError, DataError
 from coordexp.runs.manifest import MANIFEST, file_sha256, read_json_object, read_manifest
 
@@ -176,8 +175,8 @@ def read_run(path: Path) -> Run:
     if manifest.get("status") != "complete" or not (path / "results.json").is_file():
         raise DataError(f"{path}: a run with status {manifest.get('status')!r}: finish it first (coordexp run ... --resume)")
     try:
-        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        config = parse_yaml((path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise DataError(f"{path / 'config.yaml'}: cannot be read: {' '.join(str(error).split())}") from error
     results = read_json_object(path / "results.json")
     try:

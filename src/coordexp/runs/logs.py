@@ -27,6 +27,7 @@ Source = Literal["run", "ms-swift", "trainer_state", "tensorboard", "jsonl", "ll
 SUMMARY_KEYS: Final = frozenset({"train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos"})
 # Differ between two copies of one row, because each is made at its own moment.
 _CLOCKS: Final = frozenset({"elapsed_time", "remaining_time", "train_speed(iter/s)", "train_speed(s/it)", "memory(GiB)", "memory"})
+_MOST_NOTES: Final = 50
 _LARGEST_STEP: Final = 2**53
 _LOGS: Final = ("logging.jsonl", "trainer_state.json", "trainer_log.jsonl", "metrics.csv")
 # Columns of a CSV file that count steps.
@@ -168,7 +169,7 @@ class RowCollector:
                 if total.isascii() and total.isdigit() and len(total) < 16:
                     self.settings["max_steps"] = int(total)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _LARGEST_STEP:
-            raise DataError(f"{where}: step: expected an integer, got {value!r}")
+            raise DataError(f"{where}: step: expected an integer, got {str(value)[:60]!r}")
         return value
 
     def _shape(self, row: dict[str, Any]) -> tuple[tuple[str, ...], bool, tuple[tuple[str, str], ...]]:
@@ -202,6 +203,9 @@ class RowCollector:
             self.notes.append(f"{self.name}: {self._duplicates} duplicated row{'s' * (self._duplicates > 1)} counted once")
         if not any(self.rows.values()):
             self.notes.append(f"{self.name}: no training or evaluation rows")
+        rest = len(self.notes) - _MOST_NOTES
+        if rest > 0:
+            self.notes[_MOST_NOTES:] = [f"{self.name}: {rest} more notes of these kinds"]
         rows = self.rows[False], self.rows[True]
         return RunLog(self.header, *rows, tuple(self.notes), source, self.summary, self.settings, self._duplicates)
 

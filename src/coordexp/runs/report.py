@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import yaml
-
 from coordexp.codec import CONVENTIONS, CoordCodec
 from coordexp.data.records import Record, read_records
 from coordexp.data.staging import atomic_text
+from coordexp.data.yaml_text import parse_yaml
 from coordexp.errors import CoordexpError, DataError
 from coordexp.evaluate.distributions import SavedDistributions, distributions_folder, read_distributions
 from coordexp.evaluate.predictions import Prediction, read_predictions
@@ -221,9 +220,9 @@ def _read_text(path: Path) -> str | None:
 
 def _config(text: str | None, parts: _Parts) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(text) if text else {}
-    except yaml.YAMLError as error:
-        parts.problems.append(f"config.yaml: not valid YAML: {str(error).splitlines()[0]}")
+        content = parse_yaml(text) if text else {}
+    except ValueError as error:
+        parts.problems.append(f"config.yaml: not valid YAML: {error}")
         return {}
     return content if isinstance(content, dict) else {}
 

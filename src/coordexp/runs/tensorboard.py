@@ -14,6 +14,8 @@ from coordexp.runs.names import kept_name
 _TRAIN: Final = "train/"
 # Trainer writes its arguments as one text.
 _ARGUMENTS: Final = "args/text_summary"
+# Tags that would be read as a row's own fields.
+_NOT_METRICS: Final = frozenset({"step", "kind", "log_history", "global_step", "global_step/max_steps"})
 
 
 def read_events(path: Path) -> RunLog:
@@ -33,6 +35,8 @@ def read_events(path: Path) -> RunLog:
         rows: dict[tuple[bool, int], dict[str, Any]] = {}
         for step, tag, value in _scalars(file, collector):
             key = tag.removeprefix(_TRAIN)
+            if key in _NOT_METRICS:
+                continue
             # Trainer's own summary comes as train/train_loss; a plain train_loss is another program's loss.
             if key in SUMMARY_KEYS and (key != "train_loss" or tag.startswith(_TRAIN)):
                 collector.summary[key] = value
@@ -56,16 +60,23 @@ def _scalars(file: Path, collector: RowCollector) -> Iterator[tuple[int, str, fl
             kind = value.WhichOneof("value")
             if kind == "simple_value":
                 yield event.step, value.tag, value.simple_value
-            elif kind == "tensor" and value.tag == _ARGUMENTS:
-                collector.settings.update(_arguments(tensor_util.make_ndarray(value.tensor).item()))
-            elif kind == "tensor" and value.metadata.plugin_data.plugin_name == "scalars":
-                yield event.step, value.tag, float(tensor_util.make_ndarray(value.tensor).item())
+            elif kind == "tensor" and (value.tag == _ARGUMENTS or value.metadata.plugin_data.plugin_name == "scalars"):
+                try:
+                    item = tensor_util.make_ndarray(value.tensor).item()
+                    number = None if value.tag == _ARGUMENTS else float(item)
+                except (ValueError, TypeError, LookupError):
+                    collector.notes.append(f"{file.name}: step {event.step}: {value.tag[:80]!r} holds no single value and was left out")
+                    continue
+                if number is None:
+                    collector.settings.update(_arguments(item))
+                else:
+                    yield event.step, value.tag, number
 
 
-def _arguments(text: bytes) -> dict[str, Any]:
+def _arguments(text: object) -> dict[str, Any]:
     try:
-        content = json.loads(text)
-    except ValueError:
+        content = json.loads(text) if isinstance(text, str | bytes) else None
+    except (ValueError, RecursionError):
         # Some other program's text under the same tag.
         return {}
     return content if isinstance(content, dict) else {}

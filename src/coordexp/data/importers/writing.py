@@ -124,9 +124,14 @@ def _with_images(job: Job, splits: Sequence[tuple[Job, RawSplit]]) -> list[tuple
 def _imported(folder: Path) -> bool:
     """Whether an import of before there were marks wrote this, and nothing was added."""
     summary = read_json(folder / IMPORT_FILE)
-    names = [entry.name for entry in folder.iterdir()]
-    ours = isinstance(summary, dict) and {"format", "source", "image_roots", "splits"} <= summary.keys()
-    return ours and all(name in ("images", IMPORT_FILE) or name.removesuffix(".jsonl") in summary["splits"] for name in names)
+    if not isinstance(summary, dict) or "image_roots" not in summary:
+        return False
+    # One import a folder at first, a list of them since.
+    entries = summary["imports"] if "imports" in summary else [summary]
+    if not all(isinstance(entry, dict) and {"format", "source", "splits"} <= entry.keys() for entry in entries):
+        return False
+    splits = {name for entry in entries for name in entry["splits"]}
+    return all(entry.name in ("images", IMPORT_FILE) or entry.name.removesuffix(".jsonl") in splits for entry in folder.iterdir())
 
 
 def _judge_split(job: Job, name: str, parts: Sequence[tuple[Job, RawSplit]], writer: _Writer, *, coords: bool) -> None:

@@ -20,12 +20,11 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-import yaml
-
 from coordexp.data.importers.base import Job, RawImage, RawObject, RawSplit, Unusable, brief, folder_split, id_text, split_name
 from coordexp.data.importers.files import Head, text_of
 from coordexp.data.importers.finding import ImageFinder, image_files, plain_name
 from coordexp.data.importers.judging import number
+from coordexp.data.yaml_text import parse_yaml
 from coordexp.errors import DataError
 
 _SPLITS: Final = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -71,8 +70,8 @@ def _configs(folder: Path) -> list[Path]:
 
 def _read_yaml(job: Job, path: Path) -> list[RawSplit]:
     try:
-        content = yaml.safe_load(text_of(path, "a YOLO data set yaml"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        content = parse_yaml(text_of(path, "a YOLO data set yaml"))
+    except ValueError as error:
         raise DataError(f"{path}: expected a YOLO data set yaml, got a file that fails with: {brief(error, 300)}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a YOLO data set yaml with names and train, got {type(content).__name__}")
