@@ -18,7 +18,7 @@ COLUMNS, LINES = 100, 50
 # What a number may be: a unit, or what is counted.
 UNITS = re.compile(
     r"\b(pixels?|bins?|bits|channels|tokens?|images?|records?|scenes?|objects?|pictures?|positions?|rows?|samples?|layers?|rounds?|resamples"
-    r"|runs|processes|coordinates|cosine|logit units|seed)\b",
+    r"|runs|processes|GB|coordinates|cosine|logit units|seed)\b",
     re.IGNORECASE,
 )
 

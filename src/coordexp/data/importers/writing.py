@@ -127,8 +127,8 @@ def _imported(folder: Path) -> bool:
     if not isinstance(summary, dict) or "image_roots" not in summary:
         return False
     # One import a folder at first, a list of them since.
-    entries = summary["imports"] if "imports" in summary else [summary]
-    if not all(isinstance(entry, dict) and {"format", "source", "splits"} <= entry.keys() for entry in entries):
+    entries = summary.get("imports", [summary])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and {"format", "splits"} <= entry.keys() for entry in entries):
         return False
     splits = {name for entry in entries for name in entry["splits"]}
     return all(entry.name in ("images", IMPORT_FILE) or entry.name.removesuffix(".jsonl") in splits for entry in folder.iterdir())
