@@ -19,6 +19,7 @@ from coordexp.losses.objective import CoordObjective
 from coordexp.losses.sums import Normalizer
 from coordexp.modeling.load import load_model
 from coordexp.train import forward
+from coordexp.train.exact import whole
 from coordexp.train.meters import step_sums
 from coordexp.train.options import TokenTypeMetrics
 from packs import pack_collator, packed
@@ -76,11 +77,12 @@ def sharded(batches, rank, *, tied):
     output, seen = spied(model, batches[rank], normalizer)
     (output.loss * 2).backward()
     gradient = {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.grad is not None}
+    norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf")))
     sums = step_sums(output, batches[rank]["targets"], TokenTypeMetrics())
     same = torch.equal(seen["centers"].nan_to_num(-1), batches[rank]["targets"].centers.flatten().nan_to_num(-1))
     return {
         "loss": output.loss.detach(), "gradient": gradient, "centers_equal": same and seen["centers"].dtype == torch.float32,
-        "weight": seen["weight"], "sums": sums.vector.dtype, "hidden": seen["hidden"],
+        "norm": (type(norm).__name__, norm), "weight": seen["weight"], "sums": sums.vector.dtype, "hidden": seen["hidden"],
     }  # fmt: skip
 
 

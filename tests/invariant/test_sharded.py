@@ -39,6 +39,13 @@ def test_two_sharded_ranks_equal_one_process_with_the_same_casts(seen, name):
     assert sum(bool(gradient.norm() > 0) for gradient in expected["gradient"].values()) > 0.9 * len(expected["gradient"])
 
 
+def test_the_norm_of_sharded_gradients_is_that_of_all_of_them(seen):
+    sharded, _ = seen["untied"]
+    kind, norm = sharded["norm"]
+    assert kind == "Tensor"
+    assert norm.item() == pytest.approx(torch.cat([g.flatten().double() for g in sharded["gradient"].values()]).norm().item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("name", ["tied", "untied", "packs"])
 def test_centres_loss_and_sums_keep_their_precision_beside_a_bfloat16_model(seen, name):
     sharded, _ = seen[name]

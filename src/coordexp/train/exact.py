@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from coordexp.errors import ConfigError
 from coordexp.losses.linear import CoordLossOutput
@@ -17,6 +18,13 @@ from coordexp.train.meters import step_sums
 from coordexp.train.nonfinite import NonFiniteError, StepWatch, report
 from coordexp.train.options import TokenTypeMetrics
 from coordexp.vocab.coord_vocab import CoordVocab
+
+
+def whole(norm: Any) -> Any:
+    """A gradient norm as a number or an ordinary tensor: of sharded parameters torch gives a DTensor, this rank's part of it."""
+    if isinstance(norm, DTensor):
+        return norm.full_tensor()
+    return 0.0 if norm is None else norm
 
 
 class ExactSteps:
@@ -92,8 +100,8 @@ class ExactSteps:
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The last moment before the optimizer moves: all ranks agree, in one collective, whether it may, and whether to stop after."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
-        value = torch.as_tensor(0.0 if norm is None else norm, device=self.args.device)
+        norm = whole(super()._get_grad_norm(model, grad_norm=grad_norm))  # type: ignore[misc]
+        value = torch.as_tensor(norm, device=self.args.device)
         asked = torch.tensor(self._signal(), device=self.args.device)
         flags = torch.stack(
             [self._watch.bad().to(asked.device) + (~torch.isfinite(value)).to(asked), (asked == 15).to(asked), (asked == 2).to(asked)]
