@@ -309,7 +309,7 @@ def test_a_broken_twin_is_one_line_and_exit_code_2_and_leaves_nothing(tmp_path, 
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-BODIES = int(os.environ.get("COORDEXP_FUZZ_BODIES", "25"))
+BODIES = int(os.environ.get("COORDEXP_FUZZ_BODIES", "12"))
 SPARE = [
     None,
     True,

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Format:
-    """``about``: what the source is. ``flags``: those options of an import that not every format takes."""
+    """``about``: what the source is. ``flags``: those options of an import that not every format takes; ``unitless``: its numbers
+    never say what they are, so ``coords`` must."""
 
     about: str
     flags: tuple[str, ...] = ()
     importable: bool = True
+    unitless: bool = False
 
 
 # The order is that in which a file is asked whether it is of a format: the most particular first.
@@ -42,7 +44,7 @@ FORMATS: Final[dict[str, Format]] = {
     "paligemma": Format("PaliGemma JSONL with <loc0000> tokens"),
     "florence2": Format("Florence-2 JSONL with <loc_0> tokens"),
     "csv": Format("CSV with a box a row, and OpenImages", ("layout", "coords")),
-    "qwen": Format("conversations of Qwen-VL, LLaMA-Factory, InternVL and MiniCPM, or rows with bbox_2d", ("coords",)),
+    "qwen": Format("conversations of Qwen-VL, LLaMA-Factory, InternVL and MiniCPM, or rows with bbox_2d", ("coords",), unitless=True),
 }
 
 
@@ -93,18 +95,18 @@ def import_data(
             ``options.allow_loss``; with ``on_invalid="error"`` the first object or image that cannot be imported.
     """
     from coordexp.data.importers.base import ImportOptions, Job
+    from coordexp.data.importers.judging import require_coords
     from coordexp.data.importers.writing import write_import
 
     names = [name for name, one in FORMATS.items() if one.importable]
     if format_name not in names:
         raise ConfigError(f"unknown data format {format_name!r}: expected one of {', '.join(names)}")
     options = options or ImportOptions()
-    module = module_of(format_name)
+    if FORMATS[format_name].unitless:
+        require_coords(options, f"the format {format_name}")
     splits = []
     for path in [source] if isinstance(source, Path) else source:
         job = Job(Path(path), options)
-        if hasattr(module, "check"):
-            module.check(job)
         splits += [(job, split) for split in _explained(format_name, job)]
     if not splits:
         raise DataError(f"{job.source}: expected at least one image, got none")

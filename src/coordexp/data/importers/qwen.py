@@ -25,7 +25,6 @@ from coordexp.data.importers.answers import objects_of_text, objects_of_value
 from coordexp.data.importers.base import Job, RawObject, RawSplit, Unusable, brief
 from coordexp.data.importers.chat import chat_splits, turns_of
 from coordexp.data.importers.files import Head
-from coordexp.data.importers.judging import require_coords
 
 
 def looks(head: Head) -> bool:
@@ -39,15 +38,6 @@ def looks(head: Head) -> bool:
 def read(job: Job) -> list[RawSplit]:
     """Splits of the source: see :func:`coordexp.data.importers.chat.chat_splits`."""
     return chat_splits(job, _objects)
-
-
-def check(job: Job) -> None:
-    """The user must say what the numbers are.
-
-    Raises:
-        ConfigError: ``--coords`` is missing.
-    """
-    require_coords(job.options, "the Qwen format")
 
 
 def _objects(row: dict[str, Any], where: str) -> tuple[list[RawObject | Unusable], dict[str, Any]]:
