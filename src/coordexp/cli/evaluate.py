@@ -77,7 +77,7 @@ def evaluate(
         typer.echo(json.dumps(results, indent=2))
         return
     for note in foreign.notes if foreign is not None else ():
-        typer.echo(note)
+        say(note)
     for label, value in headline(results):
         say(f"{label:<44} {value}")
     for note in results["notes"]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from coordexp.cli.common import Group, Overwrite, examples, progress
+from coordexp.cli.common import Group, Overwrite, examples, progress, say
 
 DATA_EXAMPLES = examples(
     "coordexp data export coco data/mine/train.jsonl data/mine/val.jsonl --out data/coco",
@@ -35,7 +35,7 @@ def export(
         done = export_data(format_name, files, out, copy=copy, overwrite=overwrite, progress=update)
     splits = ", ".join(f"{count} {name}" for name, count in done.splits.items())
     left = "".join(f"; {count} {what} left out" for what, count in done.left_out.items())
-    typer.echo(f"{splits} images, {done.objects} objects written to {out}{left}")
+    say(f"{splits} images, {done.objects} objects written to {out}{left}")
 
 
 @predictions.command(
@@ -64,5 +64,5 @@ def export_predictions(
     with atomic_text(out) as target:
         json.dump(rows, target, ensure_ascii=False, allow_nan=False)
     for note in notes:
-        typer.echo(note)
-    typer.echo(f"{len(rows)} {'results' if format_name == 'coco' else 'tasks'} written to {out}")
+        say(note)
+    say(f"{len(rows)} {'results' if format_name == 'coco' else 'tasks'} written to {out}")
