@@ -238,7 +238,7 @@ def test_an_ab_that_was_stopped_goes_on_and_ends_with_a_comparison(tmp_path, mon
         time.sleep(0.05)
     child.send_signal(signal.SIGTERM)
     out, err = child.communicate(timeout=120)
-    assert (child.returncode, err) == (143, "terminated\n")
+    assert (child.returncode, err) == (143, "stopping (1 running): each run saves a checkpoint first; once more kills it\nterminated\n")
     assert "the same command goes on" in out
     (warm,) = (path.parent for path in (tmp_path / "runs" / "warmup").glob("*/manifest.json"))
     assert read_manifest(warm)["status"] == "interrupted"

@@ -228,7 +228,7 @@ class _Pool:
         for child in list(self._children):
             child.send_signal(signal.SIGKILL if again else signum)
         if self._children and not again:
-            os.write(2, f"stopping: {len(self._children)} runs save a checkpoint; once more kills them\n".encode())
+            os.write(2, f"stopping ({len(self._children)} running): each run saves a checkpoint first; once more kills it\n".encode())
 
     def _work(self, place: str) -> None:
         while (task := self._take()) is not None:
