@@ -16,9 +16,10 @@ RULES: Final[tuple[Rule, ...]] = (*scale.RULES, *stability.RULES, *coordinates.R
 _PREAMBLE: Final = """\
 # Audit rules
 
-`coordexp audit PATH` reads a run directory, an ms-swift `logging.jsonl`, a `trainer_state.json`, LLaMA-Factory's `trainer_log.jsonl`, TensorBoard event
-files or a CSV export with a column of steps (W&B, Lightning), and answers with one outcome a rule: `finding`, `passed`, or `not_applicable` (the log does not hold what the rule needs; the reason is
-given). The exit code is 1 on a severe finding and 2 on a user's mistake.
+`coordexp audit PATH` reads a run directory, an ms-swift `logging.jsonl`, a `trainer_state.json`, LLaMA-Factory's `trainer_log.jsonl`,
+TensorBoard event files or a CSV export with a column of steps (W&B, Lightning). It answers with one outcome a rule: `finding`, `passed`,
+or `not_applicable` (the log does not hold what the rule needs; the reason is given). The exit code is 1 on a severe finding and 2 on a
+user's mistake.
 
 Rules compare medians of windows with robust errors (from the median absolute difference of neighbouring rows), never single
 rows, and ask for a minimum number of rows. A finding says how sure it is: `certain` is arithmetic, `likely` a statistical test
