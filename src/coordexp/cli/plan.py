@@ -77,8 +77,8 @@ def _table(plan: Plan) -> list[str]:
         + f" ({(plan.device.memory - plan.usable) / 1e9:.1f} are kept free)",
     ]
     if plan.levers:
-        lines += ["", "one change alone:"]
-        lines += [f"  {lever.total / 1e9:>7.1f} GB {'fits' if lever.fits else '':<5}{lever.setting}" for lever in plan.levers]
+        lines += ["", "one change alone, GB (+ fits):"]
+        lines += [f"{lever.total / 1e9:>7.1f} {'+' if lever.fits else ' '} {lever.setting}" for lever in plan.levers]
     return lines + [line for note in plan.notes for line in textwrap.wrap(f"note: {note}", 80, subsequent_indent="  ")]
 
 

@@ -132,11 +132,13 @@ class LossBytes:
     head: float
 
 
-def loss_bytes(shapes: Shapes, config: ExperimentConfig, rows: int, kind: str, *, gradient: bool = True) -> LossBytes:
-    """Buffers of :func:`coordexp.losses.chunked.fused_loss` for ``rows`` supervised positions on a ``cpu`` or ``cuda`` device.
+def loss_bytes(
+    shapes: Shapes, config: ExperimentConfig, rows: int, kind: str, *, positions: int = 0, gradient: bool = True
+) -> LossBytes:
+    """Buffers of :func:`coordexp.losses.chunked.fused_loss` for ``rows`` supervised of all ``positions``, on a ``cpu`` or ``cuda`` device.
 
     Rows and weight in the type of the products (copies where they have another), a chunk of logits, the slice's own in float32; for the
-    gradient ``dh`` in that type and ``dW`` in float32, which is cast to the weight's at the end.
+    gradient ``dh`` in that type and ``dW`` in float32, which are cast at the end, ``dh`` spread over all positions.
     """
     hidden, half = torch.finfo(getattr(torch, config.model.dtype)).bits // 8, config.train.bf16 or config.model.dtype == "bfloat16"
     product = 2 if half and kind != "cpu" else 4  # on a CPU never below float32
@@ -149,7 +151,9 @@ def loss_bytes(shapes: Shapes, config: ExperimentConfig, rows: int, kind: str, *
     weight = 4 * (table if shapes.head else shapes.rows * shapes.width)
     head = table * shapes.item if shapes.head else 0
     kept = states * product + weight
-    return LossBytes(made + kept, kept + head + states * hidden, head)
+    # Spread by zeros and their sum with the rows.
+    copies = (head if shapes.item != 4 else 0) + (states * hidden if product != hidden else 0) + 2 * positions * shapes.width * hidden
+    return LossBytes(made + kept, kept + copies, head)
 
 
 def held(shapes: Shapes, config: ExperimentConfig, strategy: Strategy, ranks: int) -> dict[str, float]:

@@ -177,9 +177,7 @@ class Planner:
         the changes that are tried."""
         config, train = self.config, self.config.train
         asked, work = strategy_of(config), self._workload(config)
-        loader = math.ceil(work.units / (train.per_device_train_batch_size * self.ranks))
-        an_epoch = max(1, math.ceil(loader / train.gradient_accumulation_steps))
-        window = train.per_device_train_batch_size * train.gradient_accumulation_steps * self.ranks
+        window, an_epoch, steps = schedule(config, work.units, self.ranks)
         shown = (asked,) if brief or self.ranks == 1 else STRATEGIES
         checkpointing = (train.gradient_checkpointing,) if brief else (False, True)
         shapes, _ = self._dry(config, asked)
@@ -197,8 +195,7 @@ class Planner:
             trained=shapes.trained, numbers=shapes.numbers, longest=work.train.longest,
             image_tokens=max(sample.image for row in work.train.rows for sample in row), window=window,
             unit="packs" if config.data.packing.enabled else "samples", tokens_a_step=window * work.tokens,
-            steps=math.ceil((train.num_train_epochs or 0.0) * an_epoch) if train.max_steps is None else train.max_steps,
-            steps_an_epoch=an_epoch, notes=tuple(notes),
+            steps=steps, steps_an_epoch=an_epoch, notes=tuple(notes),
         )  # fmt: skip
         return found if brief else replace(found, levers=self._levers(found, progress))
 
@@ -238,7 +235,7 @@ class Planner:
     def _memory(self, config: ExperimentConfig, strategy: Strategy) -> Memory:
         shapes, step = self._dry(config, strategy)
         work, kept = self._workload(config), held(shapes, config, strategy, self.ranks)
-        loss = loss_bytes(shapes, config, work.train.supervised, self.device.kind)
+        loss = loss_bytes(shapes, config, work.train.supervised, self.device.kind, positions=work.train.positions)
         scored = loss_bytes(shapes, config, work.evaluation.supervised, self.device.kind, gradient=False)
         evaluates = config.train.eval_strategy != "no"
         accumulates, gradients = config.train.gradient_accumulation_steps > 1, kept["gradients"]
@@ -307,6 +304,15 @@ class Planner:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
+
+
+def schedule(config: ExperimentConfig, units: int, ranks: int) -> tuple[int, int, int]:
+    """Rows of a step, steps of an epoch of so many ``units``, and steps of the training, as ``transformers.Trainer`` counts them."""
+    train = config.train
+    batches = math.ceil(units / (train.per_device_train_batch_size * ranks))
+    an_epoch = max(1, math.ceil(batches / train.gradient_accumulation_steps))
+    steps = math.ceil((train.num_train_epochs or 0.0) * an_epoch) if train.max_steps is None else train.max_steps
+    return train.per_device_train_batch_size * train.gradient_accumulation_steps * ranks, an_epoch, steps
 
 
 def memory_line(config: ExperimentConfig, folder: Path, records: tuple[Sequence[Record], Sequence[Record]]) -> str:

@@ -58,6 +58,11 @@ class Batch:
     supervised: int
 
     @property
+    def positions(self) -> int:
+        """Padding included."""
+        return len(self.rows) * self.longest
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest row."""
         return max(sum(sample.tokens for sample in row) for row in self.rows)
