@@ -12,7 +12,7 @@ from test_detection import brute_force, crowded, empty_sample, make_sample
 from coordexp.boxes import iou_matrix
 from coordexp.codec import CoordCodec
 from coordexp.evaluate.buckets import bucket_metrics
-from coordexp.evaluate.coco import coco_metrics, lvis_metrics, tide_metrics
+from coordexp.evaluate.coco import coco_metrics, coco_table, lvis_metrics, tide_metrics
 from coordexp.evaluate.detection import count_matches, macro_metrics, macro_ratio, micro_metrics
 from coordexp.evaluate.matching import THRESHOLDS, candidates, match, match_all
 from coordexp.evaluate.ranking import ap_intervals, mean_ap, rank, rank_voc
@@ -205,6 +205,16 @@ def test_at_most_a_hundred_boxes_of_a_class_count_in_the_ranking() -> None:
     flat = flatten([sample])
     ranked = rank(flat, constant=False)
     assert mean_ap(ranked)["ap"] == coco_metrics(flat, "file")["ap"] == 0
+
+
+def test_classes_go_through_the_engine_in_blocks_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = flatten(scored(random_samples(2)))
+    whole = coco_table(flat, "file")
+    for name, most in (("_CATEGORIES", 1), ("_BOXES", 40)):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"coordexp.evaluate.coco.{name}", most)
+            assert coco_table(flat, "file") == whole
+    assert coco_metrics(flatten([empty_sample()]), "constant")["ap"] is None
 
 
 def test_official_areas_decide_small_medium_and_large() -> None:

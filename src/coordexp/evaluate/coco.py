@@ -18,12 +18,13 @@ from coordexp.boxes import area
 from coordexp.evaluate.matching import THRESHOLDS
 from coordexp.evaluate.ranking import Ranked, rank, recall_of_best
 from coordexp.evaluate.registry import COCO_KEYS, LVIS_KEYS, TIDE_KINDS
-from coordexp.evaluate.samples import Federated, Flat, FloatArray
+from coordexp.evaluate.samples import Federated, Flat, FloatArray, IntArray
 
 ScoreMode = Literal["constant", "file"]
 
-# Categories that the engine takes at a time: its precision of one is 32 kB, of thousands gigabytes.
-_BLOCK: Final = 2000
+# What the engine takes at a time: it keeps 32 kB of precision a category, and 1 to 2 kB a box.
+_CATEGORIES: Final = 2000
+_BOXES: Final = 200_000
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def coco_table(flat: Flat, mode: ScoreMode, ranked: Ranked | None = None) -> ApT
     truth, found = _files(flat, mode)
     ranked = rank(flat, constant=mode == "constant") if ranked is None else ranked
     own = np.unique(flat.true_label)
-    blocks = [_block(truth, found, (own[k : k + _BLOCK] + 1).tolist()) for k in range(0, len(own), _BLOCK)]
+    blocks = [_block(truth, found, (labels + 1).tolist()) for labels in _parts(flat, own)]
     # AP [T, K] of all sizes, small, medium, large; recall of 100 boxes.
     none = np.zeros((len(THRESHOLDS), 0))
     ap = [np.concatenate([none, *(precision[:, :, a] for precision, _ in blocks)], axis=1) for a in range(4)]
@@ -65,6 +66,13 @@ def coco_table(flat: Flat, mode: ScoreMode, ranked: Ranked | None = None) -> ApT
     values += [recall_of_best(ranked, 1), recall_of_best(ranked, 10), _defined(recall)]
     by_class = {flat.labels[label]: _defined(ap[0][:, k]) for k, label in enumerate(own.tolist())}
     return ApTable(dict(zip(COCO_KEYS, values, strict=True)), dict(sorted(by_class.items())))
+
+
+def _parts(flat: Flat, own: IntArray) -> list[IntArray]:
+    """The classes ``own`` in parts that the engine takes at a time."""
+    boxes = np.bincount(np.concatenate([flat.true_label, flat.pred_label]), minlength=len(flat.labels))[own]
+    part = np.maximum(np.cumsum(boxes) // _BOXES, np.arange(len(own)) // _CATEGORIES)
+    return np.split(own, np.flatnonzero(np.diff(part)) + 1) if own.size else []
 
 
 def _block(truth: Any, found: Any, categories: list[int]) -> tuple[FloatArray, FloatArray]:
@@ -152,6 +160,8 @@ def tide_metrics(flat: Flat, mode: ScoreMode) -> dict[str, float | int]:
     .5; ``both`` the two together; ``dupe`` a true box found before; ``bkg`` nothing there; ``miss`` a true box that no error above covers.
     """
     engine = COCOeval(*_files(flat, mode), "bbox")
+    # Of all sizes alone: the others would be matched and kept for nothing.
+    engine.params.area_rng, engine.params.area_rng_lbl = engine.params.area_rng[:1], engine.params.area_rng_lbl[:1]
     engine.evaluate()
     found = engine.tide_errors(pos_thr=0.5, bg_thr=0.1)
     result: dict[str, float | int] = {f"dap.{kind.lower()}": float(found["delta_ap"][kind]) for kind in TIDE_KINDS}
