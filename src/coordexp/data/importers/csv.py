@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,9 @@ from coordexp.data.importers.table import box_of, columns_of, has_box
 from coordexp.errors import DataError
 
 _WHAT: Final = "a CSV file with an image and a box a row"
-_SUFFIXES: Final = (".csv", ".tsv", ".txt")
+_HEAD: Final = 65_536
+# Cells of a row, those of the columns that are read.
+Cells = tuple[str, ...]
 # keras-retinanet: path,x1,y1,x2,y2,class_name
 _HEADLESS: Final = ("image", "xmin", "ymin", "xmax", "ymax", "label")
 
@@ -49,46 +52,59 @@ def read(job: Job) -> list[RawSplit]:
 
 def _is_table(path: Path) -> bool:
     try:
-        columns, _ = _table(path)
-    except DataError:
+        with path.open("rb") as file:
+            head = file.read(_HEAD).decode("utf-8-sig", "ignore")
+        columns, _, _ = _columns(head.rpartition("\n")[0] or head)
+    except (OSError, csv.Error):
         return False
     return has_box(columns) and "image" in columns
 
 
-def _table(path: Path) -> tuple[dict[str, str], list[tuple[int, dict[str, str]]]]:
-    """Columns by meaning, and the numbered rows."""
-    text = text_of(path, _WHAT)
-    first = text.splitlines()[0] if text.strip() else ""
+def _columns(text: str) -> tuple[dict[str, str], list[str], str]:
+    """Columns by meaning, the header (that of a file without one is ours), and the separator."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
     separator = max(",;\t", key=first.count)
-    try:
-        lines = [(i, row) for i, row in enumerate(csv.reader(io.StringIO(text), delimiter=separator), start=1) if any(map(str.strip, row))]
-    except csv.Error as error:
-        raise DataError(f"{path}: expected {_WHAT}, got a file that fails with: {brief(error)}") from error
-    if not lines:
-        raise DataError(f"{path}: expected {_WHAT}, got an empty file")
-    header = [name.strip() for name in lines[0][1]]
+    header = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
     columns = columns_of(header)
     if not has_box(columns) and len(header) == len(_HEADLESS) and all(number(v) is not None or v == "" for v in header[1:5]):
-        return dict(zip(_HEADLESS, _HEADLESS, strict=True)), [
-            (i, dict(zip(_HEADLESS, map(str.strip, row), strict=False))) for i, row in lines
-        ]
-    return columns, [(i, dict(zip(header, map(str.strip, row), strict=False))) for i, row in lines[1:]]
+        return {name: name for name in _HEADLESS}, [], separator
+    return columns, header, separator
+
+
+def _table(path: Path) -> tuple[dict[str, str], list[tuple[int, Cells]]]:
+    """Columns by meaning, and of every numbered row the cells of these columns, in their order."""
+    text = text_of(path, _WHAT)
+    try:
+        columns, header, separator = _columns(text)
+        at = [(header or [*_HEADLESS]).index(name) for name in columns.values()]
+        rows: list[tuple[int, Cells]] = []
+        for i, row in enumerate(csv.reader(io.StringIO(text), delimiter=separator), start=1):
+            if any(map(str.strip, row)):
+                # Most cells repeat: names, flags, numbers of an image.
+                rows.append((i, tuple(sys.intern(row[j].strip()) if j < len(row) else "" for j in at)))
+    except csv.Error as error:
+        raise DataError(f"{path}: expected {_WHAT}, got a file that fails with: {brief(error)}") from error
+    if not rows:
+        raise DataError(f"{path}: expected {_WHAT}, got an empty file")
+    return columns, rows[1:] if header else rows
 
 
 def _splits(job: Job, name: str, path: Path) -> list[RawSplit]:
     columns, rows = _table(path)
     if not has_box(columns) or "image" not in columns:
-        got = ", ".join(rows[0][1]) if rows else "none"
+        got = ", ".join(columns.values()) or "none"
         raise DataError(f"{path}: expected columns of an image and a box (image,xmin,ymin,xmax,ymax,label), got {brief(got, 200)}")
     open_images = {"ImageID", "LabelName"} <= set(columns.values())
     units = "norm1" if open_images else COORDS[job.options.coords or "absolute"]
     names = _descriptions(path.parent) if open_images else {}
-    by_split: dict[str, dict[str, list[tuple[int, dict[str, str]]]]] = {}
+    fields = list(columns)
+    image, stated = fields.index("image"), fields.index("split") if "split" in fields else None
+    by_split: dict[str, dict[str, list[tuple[int, Cells]]]] = {}
     for i, row in rows:
-        stated = row.get(columns["split"], "") if "split" in columns else ""
-        split = split_name(stated) if (stated and not job.source.is_file()) or (stated and not job.options.splits) else name
-        by_split.setdefault(split, {}).setdefault(row.get(columns["image"], ""), []).append((i, row))
-    reading = (path.name, columns, units, job.options.layout, names)
+        # The one name that is asked for a file goes before what its rows say.
+        own = row[stated] if stated is not None and not (job.source.is_file() and job.options.splits) else ""
+        by_split.setdefault(split_name(own) if own else name, {}).setdefault(row[image], []).append((i, row))
+    reading = (path.name, fields, units, job.options.layout, names)
     return [
         RawSplit(split, len(images), Again(partial(_images, images, *reading)), roots_beside(job, path, split))
         for split, images in by_split.items()
@@ -105,23 +121,19 @@ def _descriptions(folder: Path) -> dict[str, str]:
 
 
 def _images(
-    images: dict[str, list[tuple[int, dict[str, str]]]],
-    file: str,
-    columns: dict[str, str],
-    units: str,
-    layout: str | None,
-    names: dict[str, str],
+    images: dict[str, list[tuple[int, Cells]]], file: str, fields: list[str], units: str, layout: str | None, names: dict[str, str]
 ) -> Iterator[RawImage | Unusable]:
+    columns = {name: name for name in fields}
     for image, rows in images.items():
-        first, row = rows[0]
         if not image:
             for i, _ in rows:
                 yield Unusable("no image named", f"{file}:{i}: expected the name of an image, got none")
             continue
         objects: list[RawObject | Unusable] = []
-        for i, line in rows:
-            name = line.get(columns.get("label", ""), "")
+        for i, cells in rows:
+            line = dict(zip(fields, cells, strict=True))
+            name = line.get("label", "")
             made = box_of(line, columns, units, layout, f"{file}:{i} ({brief(image, 60)})", names.get(name, name) or None)
             objects += [] if made is None else [made]
-        size = (row.get(columns.get("width", "")), row.get(columns.get("height", "")))
-        yield RawImage(f"{file}:{first}", (image,), objects, size=size)
+        first = dict(zip(fields, rows[0][1], strict=True))
+        yield RawImage(f"{file}:{rows[0][0]}", (image,), objects, size=(first.get("width"), first.get("height")))

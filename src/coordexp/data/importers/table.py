@@ -49,8 +49,8 @@ def columns_of(names: Iterable[str]) -> dict[str, str]:
         for side, box in (("width", "w"), ("height", "h")):
             if side in kept and kept[side] == kept.get(box):
                 del kept[side]
-        if "xmin" in kept and "x" not in kept:
-            kept.update(x=kept.pop("xmin"), y=kept.pop("ymin", ""))
+        if {"xmin", "ymin"} <= kept.keys() and "x" not in kept:
+            kept.update(x=kept.pop("xmin"), y=kept.pop("ymin"))
     return kept
 
 
