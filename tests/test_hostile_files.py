@@ -18,7 +18,7 @@ from hostile import BOMB, MAKERS, attempt
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_no_file_of_another_program_is_a_traceback(kind, tmp_path):
-    found = [attempt(kind, seed, tmp_path / str(seed)) for seed in range(60)]
+    found = [attempt(kind, seed, tmp_path / str(seed)) for seed in range(25 if kind == "yaml" else 60)]
     refused = [text for text in found if text is not None]
     assert 0 < len(refused) < len(found)
     # A damaged file is one line; an experiment has a line for each of its faults.
