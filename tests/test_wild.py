@@ -460,6 +460,19 @@ def test_a_yolo_split_without_any_labels_stops_and_names_the_folder_that_has_the
         import_data("yolo", source, tmp_path / "o2")
 
 
+def test_names_of_yolo_classes_are_text_and_a_number_has_one(tmp_path):
+    text = "names: [no, 007, null]\ntrain: train/images\nval: null\ntest:\n"
+    source = tree(
+        tmp_path / "y", {**YOLO["labels"], "data.yaml": text, "train/labels/a.txt": "0 .5 .5 .25 .5\n1 .5 .5 .2 .5\n2 .5 .5 .1 .5\n"}
+    )
+    _, found = read("yolo", source, tmp_path / "out")
+    assert (list(found), [desc for desc, _ in found["train"][0][1]]) == (["train"], ["no", "007", "null"])
+    for keys in ("{0: cat, 0: dog}", "{0: cat, '0': dog}"):
+        write(source / "data.yaml", f"names: {keys}\ntrain: train/images\n")
+        with pytest.raises(DataError, match=r"got 0 as 'cat' and as 'dog'"):
+            import_data("yolo", source, tmp_path / "o2")
+
+
 def test_a_split_without_an_image_is_left_out_unless_asked_for(tmp_path):
     source = tree(tmp_path / "y", {**YOLO["labels"], "data.yaml": YAML.format("") + "test: test/images\n"})
     (source / "test/images").mkdir(parents=True)

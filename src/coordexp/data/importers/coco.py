@@ -14,6 +14,7 @@ refuses (NaN, one item of another type) is read again by Python's reader, so tha
 from __future__ import annotations
 
 import mmap
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -226,7 +227,7 @@ def _roots(path: Path, names: Sequence[str]) -> tuple[Path, ...]:
     split = _split_name(path)
     inner = [part for name in dict.fromkeys((stem, split)) for part in (base / name, base / "images" / name, base / name / "images")]
     candidates = list(dict.fromkeys([folder, *inner, folder / "data", base / "images", base / "data", base]))
-    there = {root: sum((root / plain_name(name)).is_file() for name in names if "\0" not in name) for root in candidates if root.is_dir()}
+    there = {root: sum(os.path.isfile(root / plain_name(name)) for name in names) for root in candidates if root.is_dir()}
     return tuple(sorted(there, key=lambda root: -there[root]))
 
 

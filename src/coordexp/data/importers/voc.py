@@ -12,6 +12,7 @@ Convention: VOC pixels are counted from 1 and inclusive, so ``xmin=1 xmax=width`
 
 from __future__ import annotations
 
+import os
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ class _Images:
     def __iter__(self) -> Iterator[RawImage | Unusable]:
         boxes = zeros = fractions = 0
         for where, path in self.items:
-            if not path.is_file():
+            if not os.path.isfile(path):
                 yield Unusable(
                     "no annotation", f"{where}: expected an id with an XML file, got {path.name!r}: {path.name}.xml is not there"
                 )

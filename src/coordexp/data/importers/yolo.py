@@ -20,16 +20,36 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from coordexp.data.importers.base import Job, RawImage, RawObject, RawSplit, Unusable, brief, folder_split, id_text, split_name
+import yaml
+
+from coordexp.data.importers.base import Job, RawImage, RawObject, RawSplit, Unusable, brief, by_key, folder_split, id_text, split_name
 from coordexp.data.importers.files import Head, text_of
 from coordexp.data.importers.finding import ImageFinder, image_files, plain_name
 from coordexp.data.importers.judging import number
-from coordexp.data.yaml_text import parse_yaml
+from coordexp.data.yaml_text import PlainLoader, parse_yaml
 from coordexp.errors import DataError
 
 _SPLITS: Final = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _NAMES: Final = ("classes.txt", "obj.names", "_darknet.labels", "*.names", "names.txt", "labels.txt", "predefined_classes.txt")
+_NOTHING: Final[tuple[Any, ...]] = (None, "", "~", "null", "Null", "NULL", [])
 _LABELS: Final = ("labels", "label", "annotations", "txt")
+
+
+class _TextLoader(PlainLoader):
+    """Every value as it is written: a class can be called no, 007 or null. A key that stands twice is refused."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[str, Any] = {}
+        for key, value in node.value:
+            name, text = str(key.value), str(value.value)
+            if name in seen and seen[name] != text:
+                problem = f"expected a key once, got {name} as {brief(seen[name], 40)!r} and as {brief(text, 40)!r}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen[name] = text
+        return super().construct_mapping(node, deep)
+
+
+_TextLoader.yaml_implicit_resolvers = {}
 
 
 def looks(head: Head) -> bool:
@@ -70,14 +90,14 @@ def _configs(folder: Path) -> list[Path]:
 
 def _read_yaml(job: Job, path: Path) -> list[RawSplit]:
     try:
-        content = parse_yaml(text_of(path, "a YOLO data set yaml"))
+        content = parse_yaml(text_of(path, "a YOLO data set yaml"), _TextLoader)
     except ValueError as error:
         raise DataError(f"{path}: expected a YOLO data set yaml, got a file that fails with: {brief(error, 300)}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a YOLO data set yaml with names and train, got {type(content).__name__}")
     names = _names(content.get("names"), path)
     root = _root(job, content.get("path"), path)
-    entries = {name: next((content[key] for key in keys if content.get(key)), None) for name, keys in _SPLITS.items()}
+    entries = {name: next((content[key] for key in keys if content.get(key) not in _NOTHING), None) for name, keys in _SPLITS.items()}
     entries = {name: entry for name, entry in entries.items() if entry is not None}
     if not entries:
         raise DataError(f"{path}: expected train, val or test, got none of them")
@@ -106,16 +126,16 @@ def _split(
 
 def _names(names: Any, path: Path) -> dict[str, str]:
     pairs = dict(enumerate(names)) if isinstance(names, list) else names
-    good = isinstance(pairs, dict) and pairs and all(isinstance(v, str | int | float) and str(v).strip() for v in pairs.values())
+    good = isinstance(pairs, dict) and pairs and all(isinstance(v, str) and v.strip() for v in pairs.values())
     if not good:
         raise DataError(f"{path}: names: expected a list of names or a map of numbers to names, got {brief(names)}")
-    return {id_text(key): str(value).strip() for key, value in pairs.items()}
+    return {name: text.strip() for name, text in by_key(pairs.items(), "names", str(path)).items()}
 
 
 def _root(job: Job, stated: Any, path: Path) -> Path:
     beside = path.parent.resolve()
-    root = path.parent / str(stated or ".")
-    if "\0" in str(stated) or not root.is_dir():
+    root = path.parent / str("." if stated in _NOTHING else stated)
+    if not os.path.isdir(root):
         job.note(f"{path.name}: path: {brief(stated)!r} is not here; the folder of the yaml is read instead")
         return beside
     return root.resolve()
@@ -149,7 +169,7 @@ def _target(root: Path, entry: str) -> Path | None:
     """What an entry of a yaml names. Exports of a widespread tool say ../train/images for train/images; training tools read them so."""
     plain = plain_name(entry)
     while True:
-        if (root / plain).exists():
+        if os.path.exists(root / plain):
             return root / plain
         if not plain.startswith("../"):
             return None
@@ -192,7 +212,7 @@ def _darknet_file(root: Path, name: str, where: str) -> Path:
     parts = PurePosixPath(plain_name(name)).parts
     for start in range(len(parts)):
         path = root.joinpath(*parts[start:])
-        if "\0" not in name and ".." not in parts[start:] and path.is_file() and path.resolve().is_relative_to(root):
+        if ".." not in parts[start:] and os.path.isfile(path) and path.resolve().is_relative_to(root):
             return path
     raise DataError(f"{where}: expected a file, got {name!r}, nothing of that name in {root}")
 
@@ -233,7 +253,7 @@ class _Labels:
         """The label file of ``root/name``, or None."""
         for candidate in self._candidates(name):
             path = self._real(candidate.with_suffix(".txt"))
-            if path is not None and path.is_file():
+            if path is not None and os.path.isfile(path):
                 return path
         return None
 
@@ -256,7 +276,7 @@ class _Labels:
             if folder not in self._folders:
                 self._folders[folder] = {name.lower(): name for name in os.listdir(folder)} if folder.is_dir() else {}
             there = folder / part
-            if not there.exists():
+            if not os.path.exists(there):
                 if part.lower() not in self._folders[folder]:
                     return None
                 there = folder / self._folders[folder][part.lower()]
