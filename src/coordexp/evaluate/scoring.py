@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +124,12 @@ def _boxes(flat: Flat, readouts: Sequence[str], codec: CoordCodec, scored: Score
             scored.add(prefix, micro_metrics(counts) | by_class, ratios)
             if readout == FILE_READOUT:
                 scored.add(f"buckets.{mode}", bucket_metrics(counts, own, codec), {})
+                # Kept to the end for the rows by image, which need no pairs: those are the largest part.
+                kept = replace(counts, pairs=(), ignored=None)
                 if mode == "aware":
-                    scored.aware = counts
+                    scored.aware = kept
                 else:
-                    scored.agnostic = counts
+                    scored.agnostic = kept
         _localisation(flat, pairs, readout, codec, scored)
     scored.metrics["localisation.matched"] = len(pairs[0])
 
@@ -155,6 +157,9 @@ def _average_precision(flat: Flat, scored: Scored) -> dict[str, float | None]:
     """AP under every score mode; TIDE and AP by class under the scores of the file, else the constant one."""
     modes = score_modes(flat)
     by_class: dict[str, float | None] = {}
+    # First, for it needs the most memory: the engine keeps every box of every class.
+    if flat.pred_label.size and flat.true_label.size:
+        scored.add(f"tide.{modes[-1]}", tide_metrics(flat, modes[-1]), {})
     for mode in modes:
         ranked = rankings(flat, mode)
         scored.ranked |= ranked
@@ -168,8 +173,6 @@ def _average_precision(flat: Flat, scored: Scored) -> dict[str, float | None]:
             scored.add(f"lvis.{mode}", named, {})
         voc = mean_ap(ranked[f"voc.{mode}"])
         scored.add(f"voc.{mode}", {key: None if np.isnan(value) else value for key, value in voc.items()}, {})
-    if flat.pred_label.size and flat.true_label.size:
-        scored.add(f"tide.{modes[-1]}", tide_metrics(flat, modes[-1]), {})
     if flat.federated is not None:
         scored.notes.append(
             "LVIS rules: the records say which categories are absent or not labelled in full; class-aware F1 follows them too"
