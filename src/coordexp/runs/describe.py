@@ -104,7 +104,9 @@ def _flatten(prefix: str, value: Any) -> list[tuple[str, str]]:
 
 def stage_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     """Stage, time as text, and share of all stages."""
-    seconds = {k: float(v) for k, v in (manifest.get("stages") or {}).items() if isinstance(v, (int, float))}
+    stages = manifest.get("stages")
+    written = stages.items() if isinstance(stages, dict) else ()
+    seconds = {k: float(v) for k, v in written if isinstance(v, int | float) and 0 <= v < 1e9}
     total = sum(seconds.values())
     rows = [(name, duration(value), value / total if total else 0.0) for name, value in seconds.items()]
     return [*rows, ("total", duration(total), 1.0)] if len(rows) > 1 else rows
