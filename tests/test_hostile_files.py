@@ -13,7 +13,10 @@ import pytest
 from coordexp.data.yaml_text import MAX_VALUES, parse_yaml
 from coordexp.runs.charts import COORD_PANELS, MAX_POINTS, binned, draw_panels
 from coordexp.runs.logs import RunLog
+from coordexp.runs.options import ReportOptions
+from coordexp.runs.report import write_report
 from hostile import BOMB, MAKERS, attempt
+from run_fixture import make_run
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -62,3 +65,13 @@ def test_a_long_line_is_drawn_with_its_spikes_ends_and_gaps():
     rows = [{"step": i, COORD_PANELS[0].key: v} for i, v in enumerate(values[:30_000].tolist())]
     charts, _ = draw_panels(RunLog(None, rows, []), COORD_PANELS[:1])
     assert len(charts[0].svg) < 30_000
+
+
+def test_a_run_whose_files_hold_odd_values_still_has_a_report_that_names_them(tmp_path):
+    run = make_run(tmp_path / "run", images=2, side=32, objects=1)
+    (run / "config.yaml").write_text("train: {learning_rate: x, per_device_train_batch_size: 1}\n")
+    (run / "histograms.jsonl").write_text('{"step": "x", "eval_coord_dist/pit": {"low": 0, "high": 1, "counts": [1, 2]}}\n')
+    (run / "manifest.json").write_text((run / "manifest.json").read_text().replace('"data": 14.2', '"data": NaN'))
+    page = write_report(run, ReportOptions(images=1)).read_text()
+    for word in ("config.yaml: train: expected", "histograms.jsonl:1: expected a row of histograms"):
+        assert word in page

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from coordexp.errors import DataError
 from coordexp.losses.objective import TERMS
 from coordexp.runs.logs import RunLog
 
 
 def setup_rows(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The run at a glance, from the sections of the configuration that are there."""
+    """The run at a glance, from the sections of the configuration that are there.
+
+    Raises:
+        DataError: a section with values of other types than a run's configuration has.
+    """
     rows = []
     for label, section, describe in (
         ("Model", "model", _model_line),
@@ -20,7 +25,10 @@ def setup_rows(config: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Decoding", "decode", _decode_line),
     ):
         values = config.get(section)
-        text = describe(values) if isinstance(values, dict) else ""
+        try:
+            text = describe(values) if isinstance(values, dict) else ""
+        except (TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"config.yaml: {section}: expected the values of a run's configuration: {error}") from error
         if text:
             rows.append((label, text))
     return rows
@@ -104,7 +112,9 @@ def _flatten(prefix: str, value: Any) -> list[tuple[str, str]]:
 
 def stage_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     """Stage, time as text, and share of all stages."""
-    seconds = {k: float(v) for k, v in (manifest.get("stages") or {}).items() if isinstance(v, (int, float))}
+    stages = manifest.get("stages")
+    written = stages.items() if isinstance(stages, dict) else ()
+    seconds = {k: float(v) for k, v in written if isinstance(v, int | float) and 0 <= v < 1e9}
     total = sum(seconds.values())
     rows = [(name, duration(value), value / total if total else 0.0) for name, value in seconds.items()]
     return [*rows, ("total", duration(total), 1.0)] if len(rows) > 1 else rows

@@ -60,6 +60,7 @@ def read_histograms(path: Path) -> list[dict[str, Any]]:
     for n, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
+            _ = int(row.get("step", 0))
             for key, value in row.items():
                 if key != "step":
                     _ = float(value["low"]), float(value["high"]), np.array(value["counts"], dtype=np.float64).reshape(-1)

@@ -122,7 +122,7 @@ def _content(run_dir: Path, options: ReportOptions) -> dict[str, Any]:
         "status_text": _STATUS.get(status, "The state of the run is unknown."),
         "stage": manifest.get("stage"),
         "manifest": manifest,
-        "setup": setup_rows(config),
+        "setup": parts.attempt("set-up", lambda: setup_rows(config)) or [],
         "tiles": tables.tiles(metrics),
         "has_results": bool(results),
         "result_notes": [str(note) for note in results.get("notes") or []],
