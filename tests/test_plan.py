@@ -104,7 +104,7 @@ def test_loss_buffers_are_what_the_real_loss_makes(trained, name, experiment):
     rows, width, size, bins, dtype = 200, 1024, 50_000, 1000, getattr(torch, name)
     config = load_config(experiment, [f"model.dtype={name}"])
     shapes = Shapes(
-        weights=0, trained=0, gradients=0, states=0, layer=0, root=0, item=dtype.itemsize, vocabulary=size, width=width, head=trained,
+        weights=0, trained=0, gradients=0, parameters=(), layer=0, root=0, item=dtype.itemsize, vocabulary=size, width=width, head=trained,
         rows=0 if trained else bins, largest=0, numbers=0, stored=0,
     )  # fmt: skip
     labels = torch.arange(300) % 900 + size - bins
@@ -197,7 +197,8 @@ def test_steps_and_epochs_are_those_of_the_trainer(experiment):
 def test_sharding_divides_what_the_strategy_divides(experiment):
     config = load_config(experiment)
     shapes = Shapes(
-        weights=800.0, trained=200, gradients=800.0, states=1600.0, layer=100.0, root=200.0, item=4, vocabulary=10, width=4, head=True,
+        weights=800.0, trained=200, gradients=800.0, parameters=(torch.nn.Parameter(torch.ones(200)),),
+        layer=100.0, root=200.0, item=4, vocabulary=10, width=4, head=True,
         rows=0, largest=50.0, numbers=200, stored=0.0,
     )  # fmt: skip
     kept = {strategy: held(shapes, config, strategy, 4) for strategy in STRATEGIES}

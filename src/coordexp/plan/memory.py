@@ -58,7 +58,7 @@ _SLICE: Final = 12
 
 @dataclass(frozen=True)
 class Shapes:
-    """Bytes of all ``weights`` (``numbers`` of them), and of ``gradients`` and ``states`` of the ``trained`` ones. Units of sharding: the
+    """Bytes of all ``weights`` (``numbers`` of them), and of ``gradients`` of the ``trained`` ones, ``parameters``. Units of sharding: the
     largest ``layer``, and the ``root``, which is in no layer. ``item``: size of a number of the head, ``[vocabulary, width]``; ``head``
     says whether it is trained, ``rows`` how many rows beside it are. ``largest``: the largest trained parameter. ``stored``: bytes of the
     files where they are of another type, else 0."""
@@ -66,7 +66,7 @@ class Shapes:
     weights: float
     trained: int
     gradients: float
-    states: float
+    parameters: tuple[nn.Parameter, ...]
     layer: float
     root: float
     item: int
@@ -95,7 +95,7 @@ def prepared(config: ExperimentConfig, folder: Path | None, reader: Reader) -> t
         weights = open_shards(base_folder(folder) if is_adapter(folder) else folder)
         stored = sum(entry.nbytes for entry in weights.entries.values() if entry.dtype != dtype)
     model = adapt(model.to(dtype), config.adapter, reader.vocab, base=folder or Path())
-    return model, _shapes(model, config, reader, stored)
+    return model, _shapes(model, reader, stored)
 
 
 def switch_on_checkpointing(model: Any) -> None:
@@ -106,17 +106,16 @@ def switch_on_checkpointing(model: Any) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def _shapes(model: Any, config: ExperimentConfig, reader: Reader, stored: float) -> Shapes:
+def _shapes(model: Any, reader: Reader, stored: float) -> Shapes:
     causal = unwrapped(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     weights = sum(p.nbytes for p in model.parameters())
     units = causal._no_split_modules or ()
     layers = [sum(p.nbytes for p in module.parameters()) for module in model.modules() if type(module).__name__ in units]
-    state = OPTIMIZERS.get(config.train.optim, OPTIMIZERS["adamw_torch"])
     head = head_of(head_layers(causal)[0], reader.vocab)
     return Shapes(
         weights=weights, trained=sum(p.numel() for p in trained), gradients=sum(p.nbytes for p in trained),
-        states=sum(state(p) for p in trained), layer=max(layers, default=0), root=weights - sum(layers), item=head.weight.element_size(),
+        parameters=tuple(trained), layer=max(layers, default=0), root=weights - sum(layers), item=head.weight.element_size(),
         vocabulary=head.weight.shape[0], width=head.weight.shape[1], head=head.weight.requires_grad,
         rows=0 if head.coord_weight is None or not head.coord_weight.requires_grad else head.coord_weight.shape[0],
         largest=max((p.nbytes for p in trained), default=0), numbers=sum(p.numel() for p in model.parameters()), stored=stored,
@@ -159,7 +158,8 @@ def loss_bytes(
 def held(shapes: Shapes, config: ExperimentConfig, strategy: Strategy, ranks: int) -> dict[str, float]:
     """Bytes that one of ``ranks`` processes holds for the whole step: ``weights``, ``gradients``, ``states``, and ``buffers`` in which
     parameters are gathered and gradients reduced. What accelerate sets up, with the defaults of torch and DeepSpeed."""
-    weights, gradients, states = shapes.weights, shapes.gradients, shapes.states
+    state = OPTIMIZERS.get(config.train.optim, OPTIMIZERS["adamw_torch"])
+    weights, gradients, states = shapes.weights, shapes.gradients, float(sum(state(p) for p in shapes.parameters))
     if strategy == "ddp":
         # DDP reduces copies of the gradients.
         return {"weights": weights, "gradients": gradients, "states": states, "buffers": gradients if ranks > 1 else 0.0}

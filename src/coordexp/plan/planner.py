@@ -17,6 +17,7 @@ from coordexp.config.schema import ExperimentConfig
 from coordexp.data.records import Record
 from coordexp.errors import ConfigError
 from coordexp.modeling.dry import DryMode, DryModel, DryStep, dry
+from coordexp.modeling.load import pixel_budget
 from coordexp.modeling.positions import backbone
 from coordexp.plan.memory import (
     OPTIMIZERS,
@@ -222,8 +223,10 @@ class Planner:
             (adapted and model.dtype == "float32", "", {"model": {"dtype": "bfloat16"}}),
             (adapted and vars(model).get("quantization", "") is None, " (bitsandbytes)", {"model": {"quantization": "nf4"}}),
         ]
-        pixels = max(sample.patches for row in self._workload(config).train.rows for sample in row) * self._patch(config) // 2
-        offers.append((pixels > (model.min_pixels or 0), "", {"model": {"max_pixels": pixels, "keep_contract": False}}))
+        processor = image_processor(config, self.folder)
+        patches = max(sample.patches for row in self._workload(config).train.rows for sample in row)
+        pixels = patches * int(processor.patch_size) ** 2 // 2
+        offers.append((pixels >= pixel_budget(processor)[0], "", {"model": {"max_pixels": pixels, "keep_contract": False}}))
         for offered, remark, change in offers:
             if offered:
                 (section, values), *_ = change.items()
@@ -271,7 +274,7 @@ class Planner:
             model, shapes = self._model(config, strategy)
             return shapes, model.step(batch.rows)
 
-        return self._once((self._key(config, strategy), config.train.gradient_checkpointing, config.train.optim, batch), make)
+        return self._once((self._key(config, strategy), config.train.gradient_checkpointing, batch), make)
 
     def _evaluation(self, config: ExperimentConfig, strategy: Strategy) -> int:
         batch = self._workload(config).evaluation
@@ -296,9 +299,6 @@ class Planner:
         train, model = config.train, config.model
         key = (model.min_pixels, model.max_pixels, train.per_device_train_batch_size, train.per_device_eval_batch_size)
         return self._once(key, lambda: workload(config, self.lengths, image_processor(config, self.folder)))
-
-    def _patch(self, config: ExperimentConfig) -> int:
-        return int(image_processor(config, self.folder).patch_size) ** 2
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._made:
