@@ -94,7 +94,7 @@ class Rehearsal:
     def _plan(self, stage: str, experiment: Path) -> None:
         out = self.work / f"{stage.replace(' ', '-')}.json"
         if not self._done(stage):
-            self._stage(stage, ["plan", str(experiment), "--json"], clear=None, output=out)
+            self._stage(stage, ["plan", str(experiment), "--no-levers", "--json"], clear=None, output=out)
 
     def _done(self, stage: str) -> bool:
         return any(row["stage"] == stage for row in self.rows)

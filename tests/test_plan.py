@@ -197,9 +197,8 @@ def test_steps_and_epochs_are_those_of_the_trainer(experiment):
 def test_sharding_divides_what_the_strategy_divides(experiment):
     config = load_config(experiment)
     shapes = Shapes(
-        weights=800.0, trained=200, gradients=800.0, parameters=(torch.nn.Parameter(torch.ones(200)),),
-        layer=100.0, root=200.0, item=4, vocabulary=10, width=4, head=True,
-        rows=0, largest=50.0, numbers=200, stored=0.0,
+        weights=800.0, trained=200, gradients=800.0, parameters=(torch.nn.Parameter(torch.ones(200)),), layer=100.0, root=200.0, item=4,
+        vocabulary=10, width=4, head=True, rows=0, largest=50.0, numbers=200, stored=0.0,
     )  # fmt: skip
     kept = {strategy: held(shapes, config, strategy, 4) for strategy in STRATEGIES}
     assert [kept[name]["weights"] for name in STRATEGIES] == [800, 200, 800, 200]
@@ -240,7 +239,7 @@ def test_a_plan_is_printed_at_80_columns_or_as_json_and_its_exit_code_is_the_ver
     large = replace(whole, device=replace(whole.device, memory=whole.need))
     words = ("plan", experiment, "--gpus", 2, "--gpu-memory", 1)
     for plan, verdict, exit_code in ((whole, "FITS", 0), (large, "DOES NOT FIT", 1)):
-        monkeypatch.setattr(Planner, "plan", lambda self, progress, plan=plan: plan)
+        monkeypatch.setattr(Planner, "plan", lambda self, brief, progress, plan=plan: plan)
         code, out, err = call(monkeypatch, capsys, *words)
         assert (code, err) == (exit_code, "")
         assert all(len(line) <= 80 for line in out.splitlines()), out

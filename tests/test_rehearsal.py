@@ -40,6 +40,7 @@ def _fork(words):
     if child:
         return child
     code = 1
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  pytest's own would not follow the file descriptor
     try:
         if words[0] == "--write":
             rehearsal.write(words[1], rehearsal.Path(words[2]))

@@ -28,6 +28,7 @@ def plan(
     gpu_memory: Annotated[
         float | None, typer.Option(min=1, help="Memory of a GPU, in GB (10^9 bytes).", show_default="what this machine trains on")
     ] = None,
+    levers: Annotated[bool, typer.Option("--levers/--no-levers", help="Try single changes too; without, the answer is quick.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Say whether a run will fit into memory, what helps if not, and how many steps it takes. Reads no weights. Exit code 1: no fit."""
@@ -41,7 +42,7 @@ def plan(
 
     planner = Planner.of(config, None if config.model.path is None else Path(config.model.path), Device.of(gpu_memory), gpus)
     with progress("trying changes") as show:
-        found = planner.plan(progress=show)
+        found = planner.plan(brief=not levers, progress=show)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=1))
     else:
