@@ -18,8 +18,8 @@ from coordexp.errors import ConfigError, DataError
 from coordexp.train.options import OPTIMIZERS, REPORTERS
 
 
-def preflight(config: ExperimentConfig) -> None:
-    """Refuse what cannot work before anything is written."""
+def preflight(config: ExperimentConfig, *, here: bool = True) -> None:
+    """Refuse what cannot work before anything is written; without ``here`` packages of this machine are not asked for."""
     if config.model.path is not None:
         from coordexp.modeling.load import check_model_folder
 
@@ -35,7 +35,8 @@ def preflight(config: ExperimentConfig) -> None:
         from coordexp.vocab.adapters import target_layers
 
         target_layers(_skeleton(config), config.adapter)
-    check_packages(config)
+    if here:
+        check_packages(config)
     config.train.check_length()
 
 

@@ -37,7 +37,8 @@ def plan(
     config = load_config(experiment, overrides)
     from coordexp.preflight import preflight
 
-    preflight(config)
+    # Planned for a machine that may be another one.
+    preflight(config, here=False)
     from coordexp.plan.planner import Device, Planner
 
     planner = Planner.of(config, None if config.model.path is None else Path(config.model.path), Device.of(gpu_memory), gpus)

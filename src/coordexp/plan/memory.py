@@ -20,7 +20,7 @@ from coordexp.modeling.shards import open_shards
 from coordexp.modeling.tiny import tiny_skeleton
 from coordexp.plan.workload import Reader
 from coordexp.train.forward import unwrapped
-from coordexp.vocab.adapters import adapt, base_folder, head_layers, head_of, is_adapter
+from coordexp.vocab.adapters import adapt, base_folder, head_layers, head_of, is_adapter, part_of
 from coordexp.vocab.extend import padded_rows
 
 Strategy = Literal["ddp", "fsdp2", "zero2", "zero3"]
@@ -95,7 +95,7 @@ def prepared(config: ExperimentConfig, folder: Path | None, reader: Reader) -> t
         weights = open_shards(base_folder(folder) if is_adapter(folder) else folder)
         stored = sum(entry.nbytes for entry in weights.entries.values() if entry.dtype != dtype)
     model = adapt(model.to(dtype), config.adapter, reader.vocab, base=folder or Path())
-    return model, _shapes(model, reader, stored)
+    return model, _shapes(model, reader, stored, options.quantization)
 
 
 def switch_on_checkpointing(model: Any) -> None:
@@ -106,10 +106,22 @@ def switch_on_checkpointing(model: Any) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def _shapes(model: Any, reader: Reader, stored: float) -> Shapes:
+def _saved_bits(causal: Any, quantization: str | None) -> float:
+    """Bytes that bitsandbytes saves: linear layers of the language model, in 4 bits with two levels of scales, or in 8 bits."""
+    if quantization is None:
+        return 0.0
+    size = 1.0 if quantization == "int8" else 0.5 + 1 / 64 + 4 / (64 * 256)
+    linear = [
+        module.weight for name, module in causal.named_modules()
+        if isinstance(module, nn.Linear) and part_of(name) == "language_model" and "lora_" not in name and not name.startswith("lm_head")
+    ]  # fmt: skip
+    return sum(weight.nbytes - size * weight.numel() for weight in linear)
+
+
+def _shapes(model: Any, reader: Reader, stored: float, quantization: str | None) -> Shapes:
     causal = unwrapped(model)
     trained = [p for p in model.parameters() if p.requires_grad]
-    weights = sum(p.nbytes for p in model.parameters())
+    weights = sum(p.nbytes for p in model.parameters()) - _saved_bits(causal, quantization)
     units = causal._no_split_modules or ()
     layers = [sum(p.nbytes for p in module.parameters()) for module in model.modules() if type(module).__name__ in units]
     head = head_of(head_layers(causal)[0], reader.vocab)

@@ -221,7 +221,7 @@ class Planner:
             (not adapted, "", {"adapter": {"kind": "lora"}}),
             (not adapted and "adamw_torch" in train.optim, " (bitsandbytes)", {"train": {"optim": "adamw_8bit"}}),
             (adapted and model.dtype == "float32", "", {"model": {"dtype": "bfloat16"}}),
-            (adapted and vars(model).get("quantization", "") is None, " (bitsandbytes)", {"model": {"quantization": "nf4"}}),
+            (adapted and model.quantization is None, " (bitsandbytes)", {"model": {"quantization": "nf4"}}),
         ]
         processor = image_processor(config, self.folder)
         patches = max(sample.patches for row in self._workload(config).train.rows for sample in row)
@@ -281,7 +281,8 @@ class Planner:
         return self._once((self._key(config, strategy), batch), lambda: self._model(config, strategy)[0].evaluation(batch.rows))
 
     def _key(self, config: ExperimentConfig, strategy: Strategy) -> tuple[Any, ...]:
-        return config.train.bf16, config.train.bf16 and strategy != "ddp", config.model.dtype, repr(config.adapter)
+        model, half = config.model, config.train.bf16
+        return half, half and strategy != "ddp", model.dtype, model.quantization, repr(config.adapter)
 
     def _model(self, config: ExperimentConfig, strategy: Strategy) -> tuple[DryModel, Shapes]:
         model, shapes = prepared(config, self.folder, self.reader)
