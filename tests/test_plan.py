@@ -217,7 +217,8 @@ def test_sharding_divides_what_the_strategy_divides(experiment):
 @pytest.fixture(scope="module")
 def planner(experiment):
     """Of two ranks; no memory is taken by the process itself."""
-    return Planner.of(load_config(experiment), workspace() / "model", Device("cuda", 1e9, 0.0), 2)
+    config = load_config(experiment, ["train.eval_strategy=no"])
+    return Planner.of(config, workspace() / "model", Device("cuda", 1e9, 0.0), 2)
 
 
 @pytest.fixture(scope="module")
