@@ -1,4 +1,4 @@
-"""Results of other programs: COCO and LVIS results and chat answers give the numbers of the same boxes as predictions."""
+"""Results of other programs: COCO, LVIS and YOLO results and chat answers give the numbers of the same boxes as predictions."""
 
 from __future__ import annotations
 
@@ -151,3 +151,94 @@ def test_answers_of_chat_models_are_matched_and_scored(made, tmp_path, monkeypat
 def test_a_file_of_annotations_is_no_result(made, monkeypatch, capsys, tmp_path):
     folder = made[0]
     assert "got a COCO file of annotations" in evaluate(monkeypatch, capsys, folder, folder / "instances_val.json", tmp_path / "e")[2]
+
+
+def yolo_shares(b):
+    return [(b[0] + b[2]) / 2 / W, (b[1] + b[3]) / 2 / H, (b[2] - b[0]) / W, (b[3] - b[1]) / H]
+
+
+def yolo_folder(folder, found, line=lambda c, b, s: [c - 1, *yolo_shares(b), s], name="{:012d}.txt"):
+    folder.mkdir(parents=True)
+    for i, items in found.items():
+        (folder / name.format(i)).write_text("".join(" ".join(map(str, line(*item))) + "\n" for item in items))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("form", "names"), [("boxes", "data.yaml"), ("boxes", "classes.txt"), ("outlines", "classes.txt"), ("key points", "data.yaml")]
+)
+def test_yolo_files_give_the_numbers_of_the_same_predictions(made, tmp_path, monkeypatch, capsys, form, names):
+    folder, found, _ = made
+    lines = {
+        "boxes": lambda c, b, s: [c - 1, *yolo_shares(b), s],
+        # The corners of the box: an outline whose bounding box it is.
+        "outlines": lambda c, b, s: [c - 1, *(v / (W, H)[i % 2] for i, v in enumerate([b[j] for j in (0, 1, 2, 1, 2, 3, 0, 3)])), s],
+        "key points": lambda c, b, s: [c - 1, *yolo_shares(b), 0.1, 0.2, 0.9, 0.3, 0.4, 0.8, s],
+    }
+    content = "names: {0: cat, 1: dog}\n" + ("kpt_shape: [2, 3]\n" if form == "key points" else "")
+    (tmp_path / names).write_text(content if names == "data.yaml" else "cat\ndog\n")
+    # Nothing was found on the last image, so it has no file; one file is of an image that is not in the records.
+    some = {i: items for i, items in found.items() if i < IMAGES}
+    own = [json.loads(line) for line in (folder / "own.jsonl").read_text().splitlines()]
+    own[-1]["objects"] = []
+    expected = evaluate(monkeypatch, capsys, folder, results_of(tmp_path, "own.jsonl", own), tmp_path / "own")[3]
+    path = yolo_folder(tmp_path / "predict/labels", {**some, 77: []}, lines[form])
+    code, out, _, numbers = evaluate(monkeypatch, capsys, folder, path.parent, tmp_path / "e", "--categories", tmp_path / names)
+    assert code == 0
+    assert numbers == pytest.approx(expected, abs=1e-9, nan_ok=True)
+    assert "predict: YOLO predictions, 21 boxes in 7 files, matched by the names of the images" in out
+    assert "1 images have no file (images/000000000008.jpg): nothing was found on them" in out
+    assert "1 files are of no image of the records (labels/000000000077.txt): left out" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (lambda c, b, s: [c - 1, *(v * (W, H)[i % 2] for i, v in enumerate(yolo_shares(b))), s], "(they look like pixels): divide them"),
+        (lambda c, b, s: [c - 1, *(b[i] / (W, H)[i % 2] for i in range(4)), s], "after the class, got [x1, y1, x2, y2]: convert them"),
+        (lambda c, b, s: [c - 1, s, *yolo_shares(b)], "got the score before the box: put it last"),
+        (lambda c, b, s: [c - 1, *yolo_shares(b), *([s] if b[0] > 200 else [])], "score all lines or none"),
+        (lambda c, b, s: [c - 1, *yolo_shares(b), 97], "000000000001.txt:1: expected a score of 0 to 1 as the last number, got 97"),
+        (lambda c, b, s: ["cat", s, *b], "expected numbers, class cx cy w h and perhaps a score, got 'cat "),
+        (lambda c, b, s: [c - 1, *yolo_shares(b)[:3]], "expected class and 4 numbers or at least 3 points"),
+        (lambda c, b, s: [c + 5, *yolo_shares(b), s], "classes.txt, got none: pass --categories FILE"),
+    ],
+)
+def test_yolo_files_that_are_something_else_are_named(made, tmp_path, monkeypatch, capsys, line, says):
+    folder, found, _ = made
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    path = yolo_folder(tmp_path / "labels", found, line)
+    code, _, err, _ = evaluate(monkeypatch, capsys, folder, path, tmp_path / "e", "--categories", tmp_path / "classes.txt")
+    assert (code, err.count("\n"), says in err) == (2, 1, True), err
+    assert not (tmp_path / "e").exists()
+
+
+def test_yolo_files_without_names_or_images_are_named(made, tmp_path, monkeypatch, capsys):
+    folder, found, _ = made
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "empty").mkdir()
+    path = yolo_folder(tmp_path / "a", found)
+    twice = yolo_folder(tmp_path / "twice/a", found).parent
+    yolo_folder(twice / "b", found)
+    names = ("--categories", tmp_path / "classes.txt")
+    for source, more, says in (
+        (path, (), "expected names for the class numbers, got none: pass --categories"),
+        (path, ("--categories", folder / "instances_val.json"), "expected names of classes, a data set yaml, obj.data or classes.txt"),
+        (tmp_path / "empty", names, "got one without .txt"),
+        (yolo_folder(tmp_path / "other", found, name="f_{}.txt"), names, "expected files named as the images, such as 000000000001.txt"),
+        (twice, names, "expected one file an image"),
+    ):
+        code, _, err, _ = evaluate(monkeypatch, capsys, folder, source, tmp_path / "e", *more)
+        assert (code, err.count("\n"), says in err) == (2, 1, True), err
+
+
+def test_names_of_yolo_files_come_from_the_data_set_that_the_records_were_imported_from(tmp_path, monkeypatch, capsys):
+    (tmp_path / "set/images/val").mkdir(parents=True)
+    (tmp_path / "set/labels/val").mkdir(parents=True)
+    Image.new("L", (W, H)).save(tmp_path / "set/images/val/a.jpg")
+    (tmp_path / "set/labels/val/a.txt").write_text("1 0.5 0.5 0.25 0.25\n0 0.2 0.2 0.25 0.25\n")
+    (tmp_path / "set/data.yaml").write_text("val: images/val\nnames: [cat, dog]\n")
+    import_data("yolo", tmp_path / "set/data.yaml", tmp_path / "data")
+    labels = tmp_path / "set/labels"
+    code, out, _, numbers = evaluate(monkeypatch, capsys, tmp_path, labels, tmp_path / "e")
+    assert (code, numbers["detection.file.aware.f1.mean"], "without scores; names from " in out) == (0, 1.0, True)

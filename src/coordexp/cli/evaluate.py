@@ -14,13 +14,18 @@ EXAMPLES = examples(
     "coordexp evaluate predictions.jsonl --data data/mine/test.jsonl --out evaluation",
     "coordexp evaluate predictions.jsonl --data data/mine/test.jsonl --out again --json",
     "coordexp evaluate coco_results.json --data data/coco/val.jsonl --out evaluation",
+    "coordexp evaluate runs/detect/predict/labels --data data/mine/test.jsonl --categories data.yaml --out evaluation",
     "coordexp evaluate answers.jsonl --data data/mine/test.jsonl --coords norm1000 --out evaluation",
 )
 
 
 def evaluate(
     predictions: Annotated[
-        Path, typer.Argument(metavar="PREDICTIONS", help="predictions.jsonl, COCO or LVIS results JSON, or answers of a chat model, JSONL.")
+        Path,
+        typer.Argument(
+            metavar="PREDICTIONS",
+            help="predictions.jsonl, COCO or LVIS results JSON, a folder of YOLO .txt files, or answers of a chat model, JSONL.",
+        ),
     ],
     data: Annotated[Path, typer.Option(metavar="RECORDS", help="The records they were made for; the images are not needed.")],
     out: Annotated[Path, typer.Option(help="Folder for results.json, per_image.jsonl and table.md.")],
@@ -31,7 +36,8 @@ def evaluate(
     match_similarity: Annotated[float, typer.Option(min=-1, max=1, help="Least cosine similarity, -1 to 1, for --match semantic.")] = 0.7,
     convention: Annotated[str, typer.Option(help="Convention of the bins that errors are counted in.")] = "norm999",
     categories: Annotated[
-        Path | None, typer.Option(help="COCO results: the file that names their categories.", show_default="what the records came from")
+        Path | None,
+        typer.Option(help="COCO and YOLO results: the file that names their classes.", show_default="what the records came from"),
     ] = None,
     coords: Annotated[
         str | None, typer.Option(help="Answers of a chat model: absolute, norm1000 or norm1. Never guessed.", show_default="none")

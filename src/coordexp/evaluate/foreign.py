@@ -1,4 +1,5 @@
-"""Results of other programs as rows of predictions, COCO and LVIS results JSON and the text answers of chat models, and the way back.
+"""Results of other programs as rows of predictions, COCO and LVIS results JSON, YOLO text files and the text answers of chat models, and
+the way back.
 
 COCO: ``[{"image_id": 1, "category_id": 1, "bbox": [x, y, width, height], "score": 0.9}, ...]``; names come from a file of categories.
 Answers: rows with ``response`` (ms-swift infer), ``predict`` (LLaMA-Factory) or a last turn of the model, in any spelling that an import
@@ -25,11 +26,13 @@ from coordexp.data.importers.encoding import LAYOUTS, UNITS, BoxFile, find_readi
 from coordexp.data.importers.files import Head, head_of, json_list, rows_of
 from coordexp.data.importers.finding import plain_name
 from coordexp.data.importers.judging import number, pixels_of
+from coordexp.data.importers.yolo import class_names
 from coordexp.data.records import Record, read_records
 from coordexp.data.rows import IMPORT_FILE, RecordObject
 from coordexp.errors import ConfigError, DataError
 from coordexp.evaluate.predictions import read_predictions
 from coordexp.evaluate.samples import normalise
+from coordexp.evaluate.yolo_results import read_yolo
 
 _ANSWERS: Final = ("response", "predict", "prediction", "generated_text", "answer", "output")
 
@@ -49,6 +52,8 @@ def read_foreign(path: Path, data: Path, *, categories: Path | None, coords: str
         DataError: results of other images, without names, or whose boxes are not what the format says.
         ConfigError: answers whose unit nobody has named.
     """
+    if path.is_dir():
+        return _yolo(path, read_records(data, check_images=False).records, data, categories)
     head = head_of(path) if path.is_file() else Head(path)
     if {"image_id", "bbox"} <= head.row.keys() and "objects" not in head.row:
         return _coco(path, read_records(data, check_images=False).records, data, categories)
@@ -106,17 +111,31 @@ def _names(data: Path, categories: Path | None) -> tuple[dict[str, str], str]:
     """Names by id: of the file that is given, else of the source that the records were imported from."""
     if categories is not None:
         return categories_of(categories), str(categories)
-    beside = data.parent / IMPORT_FILE
-    try:
-        imports = json.loads(beside.read_text(encoding="utf-8"))["imports"] if beside.is_file() else []
-        sources = [Path(source) for entry in imports if data.stem in entry["splits"] for source in entry["sources"]]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{beside}: expected what an import writes, got one that fails with: {brief(error)}") from error
-    for source in sources:
+    for source in _sources(data):
         names = categories_of(source) if source.suffix == ".json" or source.is_dir() else {}
         if names:
             return names, str(source)
     return {}, "no file of categories"
+
+
+def _sources(data: Path, *formats: str) -> list[Path]:
+    """What the records were imported from, of these formats where some are named."""
+    beside = data.parent / IMPORT_FILE
+    try:
+        imports = json.loads(beside.read_text(encoding="utf-8"))["imports"] if beside.is_file() else []
+        wanted = [entry for entry in imports if data.stem in entry["splits"] and (not formats or entry["format"] in formats)]
+        return [Path(source) for entry in wanted for source in entry["sources"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{beside}: expected what an import writes, got one that fails with: {brief(error)}") from error
+
+
+def _yolo(path: Path, records: Sequence[Record], data: Path, categories: Path | None) -> Foreign:
+    source = categories or next((source for source in _sources(data, "yolo") if source.exists()), None)
+    if source is None:
+        raise DataError(f"{path}: expected names for the class numbers, got none: pass --categories with data.yaml or classes.txt")
+    names, points = class_names(source)
+    results = read_yolo(path, records, names, str(source), points)
+    return Foreign(_rows(records, results.found, "results" if results.scored else None), results.notes)
 
 
 def _by_id(records: Iterable[Record]) -> dict[str, Record]:

@@ -88,13 +88,53 @@ def _configs(folder: Path) -> list[Path]:
     return yamls or sorted(folder.glob("*.data"))
 
 
-def _read_yaml(job: Job, path: Path) -> list[RawSplit]:
+def class_names(path: Path) -> tuple[dict[str, str], int]:
+    """Names by class number, and how many numbers of key points a line has (0: none), of a data set yaml, ``obj.data``, a list of one name
+    a line, or the folder with one of them.
+
+    Raises:
+        DataError: none of these, or one without names.
+    """
+    found = _configs(path) if path.is_dir() else [path]
+    if path.is_dir() and not found:
+        return _plain_names(path), 0
+    if len(found) > 1 or not path.exists() or found[0].suffix.lower() not in (".yaml", ".yml", ".data", ".txt", ".names", ".labels"):
+        raise DataError(f"{path}: expected names of classes, a data set yaml, obj.data or classes.txt, got something else: name that file")
+    file = found[0]
+    if file.suffix.lower() in (".yaml", ".yml"):
+        content = _yaml_of(file)
+        return _names(content.get("names"), file), _key_points(content.get("kpt_shape"), file)
+    if file.suffix.lower() == ".data":
+        return _darknet_names(file.parent.resolve(), _darknet_of(file), file), 0
+    return _names(_lines(file), file), 0
+
+
+def _key_points(shape: Any, path: Path) -> int:
+    """Numbers of the key points of a line: their count times 2 or 3."""
+    if shape in _NOTHING:
+        return 0
+    sides = [number(value) for value in shape] if isinstance(shape, list) else []
+    if len(sides) != 2 or any(side is None or side < 1 or not side.is_integer() for side in sides):
+        raise DataError(f"{path}: kpt_shape: expected two whole numbers, got {brief(shape)}")
+    return int((sides[0] or 0) * (sides[1] or 0))
+
+
+def _yaml_of(path: Path) -> dict[Any, Any]:
     try:
         content = parse_yaml(text_of(path, "a YOLO data set yaml"), _TextLoader)
     except ValueError as error:
         raise DataError(f"{path}: expected a YOLO data set yaml, got a file that fails with: {brief(error, 300)}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a YOLO data set yaml with names and train, got {type(content).__name__}")
+    return content
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in text_of(path).splitlines() if line.strip()]
+
+
+def _read_yaml(job: Job, path: Path) -> list[RawSplit]:
+    content = _yaml_of(path)
     names = _names(content.get("names"), path)
     root = _root(job, content.get("path"), path)
     entries = {name: next((content[key] for key in keys if content.get(key) not in _NOTHING), None) for name, keys in _SPLITS.items()}
@@ -185,10 +225,8 @@ def _listed(path: Path) -> list[tuple[str, str]]:
 def _read_darknet(job: Job, path: Path) -> list[RawSplit]:
     """Darknet's ``obj.data``: ``names``, ``train`` and ``valid`` are files, written from the folder in which darknet was started."""
     root = path.parent.resolve()
-    pairs = (line.partition("=") for line in text_of(path).splitlines() if "=" in line)
-    content = {key.strip(): value.strip() for key, _, value in pairs}
-    names = _darknet_file(root, content.get("names", "obj.names"), f"{path}: names")
-    classes = _names([line.strip() for line in text_of(names).splitlines() if line.strip()], names)
+    content = _darknet_of(path)
+    classes = _darknet_names(root, content, path)
     lists = {split_name(key): content[key] for key in ("train", "valid", "val", "test") if content.get(key)}
     if not lists:
         raise DataError(f"{path}: expected train or valid, got {', '.join(content) or 'none of them'}")
@@ -208,6 +246,16 @@ def _read_darknet(job: Job, path: Path) -> list[RawSplit]:
     return splits
 
 
+def _darknet_of(path: Path) -> dict[str, str]:
+    pairs = (line.partition("=") for line in text_of(path).splitlines() if "=" in line)
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _darknet_names(root: Path, content: dict[str, str], path: Path) -> dict[str, str]:
+    names = _darknet_file(root, content.get("names", "obj.names"), f"{path}: names")
+    return _names(_lines(names), names)
+
+
 def _darknet_file(root: Path, name: str, where: str) -> Path:
     parts = PurePosixPath(plain_name(name)).parts
     for start in range(len(parts)):
@@ -223,16 +271,19 @@ def _name_files(folder: Path) -> list[Path]:
     )
 
 
+def _plain_names(folder: Path) -> dict[str, str]:
+    files = _name_files(folder)
+    known = {tuple(names) for names in map(_lines, files) if names}
+    if len(known) != 1:
+        got = "none" if not known else f"several that differ ({', '.join(str(path.relative_to(folder)) for path in files)})"
+        raise DataError(f"{folder}: expected a data set yaml, obj.data or one list of class names (classes.txt), got {got}")
+    return _names(list(next(iter(known))), files[0])
+
+
 def _read_plain(job: Job) -> list[RawSplit]:
     """A folder without a yaml: images, labels, and a file of class names somewhere."""
     root = job.source.resolve()
-    files = _name_files(job.source)
-    lists = {path: [line.strip() for line in text_of(path).splitlines() if line.strip()] for path in files}
-    known = {tuple(names) for names in lists.values() if names}
-    if len(known) != 1:
-        got = "none" if not known else f"several that differ ({', '.join(str(path.relative_to(job.source)) for path in files)})"
-        raise DataError(f"{job.source}: expected a data set yaml, obj.data or one list of class names (classes.txt), got {got}")
-    names = _names(list(next(iter(known))), files[0])
+    names = _plain_names(job.source)
     splits: dict[str, list[tuple[str, str]]] = {}
     for path in image_files(root, follow=job.options.follow_links):
         splits.setdefault(folder_split(path.parts[:-1]) or "all", []).append((path.as_posix(), path.as_posix()))
