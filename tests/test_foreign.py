@@ -148,6 +148,56 @@ def test_answers_of_chat_models_are_matched_and_scored(made, tmp_path, monkeypat
     assert f"8 answers, matched {'by the names of their images' if kind == 'ms-swift' else 'in the order of the records'}" in out
 
 
+def test_answers_of_ms_swift_in_coordinate_tokens_are_read_as_their_bins(made, tmp_path, monkeypatch, capsys):
+    folder = made[0]
+    own = [json.loads(line) for line in (folder / "own.jsonl").read_text().splitlines()]
+    rows = []
+    for row in own:
+        row["score_source"] = None
+        bins = [[round(v / (W, H)[j % 2] * 999) for j, v in enumerate(item["bbox_2d"])] for item in row["objects"]]
+        answer = [f'{{"desc": "{item["desc"]}", "bbox_2d": [{", ".join(f"<|coord_{k}|>" for k in box)}]}}'
+                  for item, box in zip(row["objects"], bins, strict=True)]  # fmt: skip
+        row["objects"] = [{"desc": o["desc"], "bbox_2d": [k / 999 * (W, H)[j % 2] for j, k in enumerate(box)]}
+                          for o, box in zip(row["objects"], bins, strict=True)]  # fmt: skip
+        response = f'{{"objects": [{", ".join(answer)}]}}'
+        # As `swift infer` writes them: the row of the data set, its answer replaced, and the objects that it was given.
+        turns = [{"role": "user", "content": "<image>Find"}, {"role": "assistant", "content": response}]
+        images = [{"bytes": None, "path": f"/else/{int(row['image_id']):012d}.jpg"}]
+        given = {"messages": turns, "images": images, "objects": {"ref": [], "bbox": []}}
+        rows.append({"response": response, "labels": "x", "logprobs": None, **given})
+    # One list is empty, one is cut off in its second object, one is prose.
+    cut = rows[1]["response"][: rows[1]["response"].index("}, {") + 20]
+    for i, (text, kept) in enumerate([('{"objects": []}', 0), (cut, 1), ("No.", 0)]):
+        rows[i]["response"], own[i]["objects"] = text, own[i]["objects"][:kept]
+    expected = evaluate(monkeypatch, capsys, folder, results_of(tmp_path, "own.jsonl", own), tmp_path / "own")[3]
+    path = results_of(tmp_path, "infer.jsonl", rows[::-1])
+    code, out, _, numbers = evaluate(monkeypatch, capsys, folder, path, tmp_path / "e")
+    assert code == 0
+    assert numbers == expected
+    said = "8 answers, matched by the names of their images, 7 in coordinate tokens as norm999 and 1 without tokens; 1 without a box"
+    assert said in out
+
+
+def test_answers_about_an_image_of_several_records_go_by_their_order(tmp_path, monkeypatch, capsys):
+    (tmp_path / "data").mkdir()
+    Image.new("L", (W, H)).save(tmp_path / "data/a.jpg")
+    box = [10, 20, 100, 200]
+    records = [
+        {"images": ["a.jpg"], "width": W, "height": H, "image_id": str(i), "metadata": {"phrase": name},
+         "objects": [{"desc": name, "bbox_2d": [v + 50 * i for v in box]}]}
+        for i, name in enumerate(("cat", "dog"))
+    ]  # fmt: skip
+    results_of(tmp_path, "data/val.jsonl", records)
+    rows = [{"images": ["/x/a.jpg"], "response": json.dumps([{"bbox_2d": r["objects"][0]["bbox_2d"], "label": "it"}])} for r in records]
+    path = results_of(tmp_path, "answers.jsonl", rows)
+    code, out, _, _ = evaluate(monkeypatch, capsys, tmp_path, path, tmp_path / "e", "--coords", "absolute")
+    numbers = json.loads((tmp_path / "e/results.json").read_text())
+    assert (code, numbers["grounding.file.acc.50"], "matched in the order of the records" in out) == (0, 1.0, True), numbers
+    path = results_of(tmp_path, "answers.jsonl", rows[:1])
+    code, _, err, _ = evaluate(monkeypatch, capsys, tmp_path, path, tmp_path / "e2", "--coords", "absolute")
+    assert (code, "got 2 records with that image and 1 rows in all" in err) == (2, True), err
+
+
 def test_a_file_of_annotations_is_no_result(made, monkeypatch, capsys, tmp_path):
     folder = made[0]
     assert "got a COCO file of annotations" in evaluate(monkeypatch, capsys, folder, folder / "instances_val.json", tmp_path / "e")[2]

@@ -34,13 +34,13 @@ def evaluate(
     match: Annotated[str, typer.Option(help="How descriptions are compared: exact (normalised) or semantic.")] = "exact",
     match_model: Annotated[Path | None, typer.Option(help="Folder of a text model, for --match semantic.", show_default="none")] = None,
     match_similarity: Annotated[float, typer.Option(min=-1, max=1, help="Least cosine similarity, -1 to 1, for --match semantic.")] = 0.7,
-    convention: Annotated[str, typer.Option(help="Convention of the bins that errors are counted in.")] = "norm999",
+    convention: Annotated[str, typer.Option(help="Convention of bins: errors, answers in tokens.")] = "norm999",
     categories: Annotated[
         Path | None,
         typer.Option(help="COCO and YOLO results: the file that names their classes.", show_default="what the records came from"),
     ] = None,
     coords: Annotated[
-        str | None, typer.Option(help="Answers of a chat model: absolute, norm1000 or norm1. Never guessed.", show_default="none")
+        str | None, typer.Option(help="Numbers in chat answers: absolute, norm1000 or norm1. Never guessed.", show_default="none")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Go on where the predictions were made for other records.")] = False,
     overwrite: Overwrite = False,
@@ -73,7 +73,7 @@ def evaluate(
     _check_free(out, overwrite)
     if coords is not None and coords not in COORDS:
         raise ConfigError(f"--coords: expected one of {', '.join(COORDS)}, got {coords}")
-    foreign = read_foreign(predictions, data, categories=categories, coords=coords)
+    foreign = read_foreign(predictions, data, categories=categories, coords=coords, convention=convention)
     with TemporaryDirectory() as folder:
         if foreign is not None:
             predictions = Path(folder) / f"{predictions.stem}.jsonl"

@@ -9,7 +9,7 @@ reads.
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from coordexp.codec import CONVENTIONS, CoordCodec
 from coordexp.data.exporting import region
 from coordexp.data.importers.answers import objects_of_text
 from coordexp.data.importers.base import COORDS, RawObject, Unusable, brief, id_text
@@ -33,6 +34,7 @@ from coordexp.errors import ConfigError, DataError
 from coordexp.evaluate.predictions import read_predictions
 from coordexp.evaluate.samples import normalise
 from coordexp.evaluate.yolo_results import read_yolo
+from coordexp.grammar import COORD_TOKEN, Instance, parse
 
 _ANSWERS: Final = ("response", "predict", "prediction", "generated_text", "answer", "output")
 
@@ -45,8 +47,12 @@ class Foreign:
     notes: list[str]
 
 
-def read_foreign(path: Path, data: Path, *, categories: Path | None, coords: str | None) -> Foreign | None:
+def read_foreign(
+    path: Path, data: Path, *, categories: Path | None, coords: str | None, convention: str = "norm999"
+) -> Foreign | None:
     """Another program's results as predictions for the records ``data``, or None for a file of this package's own form.
+
+    ``coords`` is the unit of numbers in answers of chat models, ``convention`` that of coordinate tokens in them.
 
     Raises:
         DataError: results of other images, without names, or whose boxes are not what the format says.
@@ -55,10 +61,12 @@ def read_foreign(path: Path, data: Path, *, categories: Path | None, coords: str
     if path.is_dir():
         return _yolo(path, read_records(data, check_images=False).records, data, categories)
     head = head_of(path) if path.is_file() else Head(path)
-    if {"image_id", "bbox"} <= head.row.keys() and "objects" not in head.row:
+    own = isinstance(head.row.get("objects"), list)  # ms-swift repeats the objects of its rows, a dictionary
+    if {"image_id", "bbox"} <= head.row.keys() and not own:
         return _coco(path, read_records(data, check_images=False).records, data, categories)
-    if "objects" not in head.row and (head.row.keys() & {*_ANSWERS, "messages", "conversations"}):
-        return _answers(path, read_records(data, check_images=False).records, coords)
+    if not own and head.row.keys() & {*_ANSWERS, "messages", "conversations"}:
+        codec = CoordCodec(CONVENTIONS[convention].bins, convention)
+        return _answers(path, read_records(data, check_images=False).records, coords, codec)
     if head.top >= {"images", "annotations", "categories"}:
         raise DataError(f"{path}: expected predictions, got a COCO file of annotations: import it, and evaluate the predictions against it")
     return None
@@ -169,57 +177,83 @@ def _refuse_other_readings(path: Path, boxes: list[list[float]], sides: list[tup
         raise DataError(f"{path}: expected boxes as [x, y, width, height] in pixels, got {' and '.join(looks)}: convert them first")
 
 
-def _answers(path: Path, records: Sequence[Record], coords: str | None) -> Foreign:
-    if coords is None:
-        raise ConfigError(
-            f"--coords: expected one of {', '.join(COORDS)}, got none: {path} does not say what the numbers of its answers are"
-        )
+def _answers(path: Path, records: Sequence[Record], coords: str | None, codec: CoordCodec) -> Foreign:
     rows: list[tuple[str, dict[str, Any]]] = []
     for where, row in rows_of(path):
         if isinstance(row, Unusable):
             raise row
         rows.append((where, row))
-    known = {**{record.image.name: record for record in records}, **{record.image_name: record for record in records}}
+    matched, how = _records_of(rows, records)
     found: dict[str, list[dict[str, Any]]] = {record.image_id: [] for record in records}
-    named = [_image(row, known) for _, row in rows]
-    by_order = not any(named) and len(rows) == len(records)
-    if not by_order and not all(named):
-        place = rows[named.index(None)][0]
-        raise DataError(f"{place}: expected the image of a record, or as many rows as the {len(records)} records, got {len(rows)} rows")
-    boxless = unusable = 0
-    for (where, row), record in zip(rows, records if by_order else named, strict=True):
-        assert record is not None
+    boxless = unusable = tokens = 0
+    for (where, row), record in zip(rows, matched, strict=True):
         text = next((row[key] for key in _ANSWERS if isinstance(row.get(key), str)), None)
         turns = turns_of(row)
         if text is None:
             text = next((said for role, said in reversed(turns) if role == "assistant"), "")
+        parsed = parse(text, num_bins=codec.num_bins)
+        if parsed.instances or not parsed.problems or COORD_TOKEN.search(text):
+            tokens += 1
+            boxless += "no_answer" in parsed.problems
+            unusable += sum(count for problem, count in parsed.problems.items() if problem not in ("no_answer", "trailing_text"))
+            found[record.image_id] += [_of_bins(item, record, codec) for item in parsed.instances]
+            continue
         question = next((said for role, said in reversed(turns) if role == "user"), "")
         objects = objects_of_text(text, where, question)
         boxless += objects is None
         for raw in objects or []:
-            made = _object(raw, (record.width, record.height), COORDS[coords])
+            made = _object(raw, (record.width, record.height), None if coords is None else COORDS[coords], path)
             unusable += made is None
             found[record.image_id] += [] if made is None else [made]
-    how = "in the order of the records" if by_order else "by the names of their images"
+    read = [f"{tokens} in coordinate tokens as {codec.convention}"] if tokens else []
+    read += [f"{len(rows) - tokens} {'without tokens' if coords is None else f'in numbers as {coords}'}"] if tokens < len(rows) else []
     notes = [
-        f"{path.name}: {len(rows)} answers, matched {how}, numbers read as {coords}; {boxless} without a box, {unusable} boxes unusable"
+        f"{path.name}: {len(rows)} answers, matched {how}, {' and '.join(read)}; {boxless} without a box, {unusable} boxes unusable"
     ]
     return Foreign(_rows(records, found, None), notes)
 
 
-def _image(row: dict[str, Any], known: dict[str, Record]) -> Record | None:
+def _records_of(rows: Sequence[tuple[str, dict[str, Any]]], records: Sequence[Record]) -> tuple[Sequence[Record], str]:
+    """The record of each row, by the name of its image, else by the order of the rows where the names do not speak against it."""
+    known: defaultdict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        for name in {record.image.name, record.image_name}:
+            known[name].append(record)
+    fits = [_fitting(row, known) for _, row in rows]
+    if all(len(fit) == 1 for fit in fits):
+        return [fit[0] for fit in fits], "by the names of their images"
+    if len(rows) == len(records) and (not any(fits) or all(record in fit for record, fit in zip(records, fits, strict=True))):
+        return records, "in the order of the records"
+    place, fit = next((where, fit) for (where, _), fit in zip(rows, fits, strict=True) if len(fit) != 1)
+    got = f"{len(fit)} records with that image" if fit else "none"
+    raise DataError(
+        f"{place}: expected the image of one record, or the {len(records)} records row by row, got {got} and {len(rows)} rows in all"
+    )
+
+
+def _fitting(row: dict[str, Any], known: dict[str, list[Record]]) -> list[Record]:
     try:
         name = plain_name(image_name(row, ""))
     except Unusable:
-        return None
-    return known.get(name) or known.get(name.rpartition("/")[2])
+        return []
+    return known.get(name) or known.get(name.rpartition("/")[2]) or []
 
 
-def _object(raw: RawObject | Unusable, size: tuple[int, int], units: str) -> dict[str, Any] | None:
+def _of_bins(item: Instance, record: Record, codec: CoordCodec) -> dict[str, Any]:
+    sides = (record.width, record.height)
+    return {"desc": item.desc, item.geometry: [float(codec.to_pixel(b, sides[i % 2])) for i, b in enumerate(item.bins)]}
+
+
+def _object(raw: RawObject | Unusable, size: tuple[int, int], units: str | None, path: Path) -> dict[str, Any] | None:
     if isinstance(raw, Unusable) or not isinstance(raw.name, str) or not raw.name.strip():
         return None
+    units = raw.units or units
+    if units is None:
+        raise ConfigError(
+            f"--coords: expected one of {', '.join(COORDS)}, got none: {path} does not say what the numbers of its answers are"
+        )
     try:
-        geometry, values = pixels_of(raw, size, raw.units or units, lambda line: None)
+        geometry, values = pixels_of(raw, size, units, lambda line: None)
     except Unusable:
         return None
     return {"desc": raw.name.strip(), geometry: values}
