@@ -150,7 +150,7 @@ def test_overwrite_never_removes_what_coordexp_did_not_write(name, tmp_path, mon
         "run": ("run", EXPERIMENTS / "demo.yaml", "--output-dir"),
         "synth": ("data", "synth", "--train", 1, "--val", 1, "--test", 1, "--out"),
         "import": ("data", "import", "coco", source, "--out"),
-        "export-swift": ("data", "export-swift", records, "--out"),
+        "export-swift": ("data", "export", "swift", records, "--out"),
         "extend": ("vocab", "extend", model, "--out"),
         "tiny": ("model", "tiny", "--hidden-size", 24, "--num-layers", 1, "--out"),
         "evaluate": ("evaluate", records, "--data", records, "--out"),

@@ -254,7 +254,7 @@ def test_points_as_truth_are_refused_before_training_and_an_unasked_phrase_is_sa
 
 def test_rows_for_ms_swift_ask_the_same_question_and_write_the_same_point(tmp_path, monkeypatch, capsys):
     _, files = referring(tmp_path)
-    export = ("data", "export-swift", files["train"], "--geometry", "point_2d")
+    export = ("data", "export", "swift", files["train"], "--geometry", "point_2d")
     code, out, _ = call(monkeypatch, capsys, *export, "--out", tmp_path / "plain")
     assert code == 0
     assert "6 phrases not asked for, the prompt has no {phrase}" in out

@@ -1,4 +1,4 @@
-"""``data export-swift``: what ms-swift reads back is what the records say, and nothing in it means something else to ms-swift."""
+"""``data export swift``: what ms-swift reads back is what the records say, and nothing in it means something else to ms-swift."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_what_ms_swift_would_replace_is_refused_in_descriptions_and_prompts(fold
 
 def test_the_command_says_what_it_wrote_and_mistakes_are_one_line_each(folder, monkeypatch, capsys):
     path = record_file(folder, "d", row(objects=[BOX, {**BOX, "iscrowd": True}]), row(objects=[], image_id="b"))
-    code, out, err = call(monkeypatch, capsys, "data", "export-swift", path, "--out", folder / "out")
+    code, out, err = call(monkeypatch, capsys, "data", "export", "swift", path, "--out", folder / "out")
     assert (code, err) == (0, "")
     assert out == f"2 d rows, 1 objects written to {folder / 'out'}; 1 crowd regions or difficult objects left out\n"
     other = folder / "other"
@@ -127,12 +127,27 @@ def test_the_command_says_what_it_wrote_and_mistakes_are_one_line_each(folder, m
     for arguments, said in (
         ((path, "--out", folder / "out"), "is not empty"),
         ((path, "--out", folder / "o", "--convention", "norm99"), "--convention: expected one of norm999"),
+        ((path, "--out", folder / "o", "--geometry", "mask"), "--geometry: expected one of recorded, bbox_2d, point_2d, got mask"),
+        ((path, "--out", folder / "o", "--copy"), "--copy: expected none for swift"),
         ((path, "--out", folder / "o", "--order", "up"), "--order: expected sorted or random, got up"),
         ((path, path, "--out", folder / "o"), "d.jsonl twice"),
         ((folder / "none.jsonl", "--out", folder / "o"), "expected a file of records"),
     ):
-        code, out, err = call(monkeypatch, capsys, "data", "export-swift", *arguments)
+        code, out, err = call(monkeypatch, capsys, "data", "export", "swift", *arguments)
         assert (code, out) == (2, "")
         assert said in err
         assert err.count("\n") == 1
     assert not (folder / "o").exists()
+    code, _, err = call(monkeypatch, capsys, "data", "export", "coco", path, "--out", folder / "o", "--seed", 1)
+    assert (code, err) == (2, "error: --seed: expected none for coco: only swift writes questions and answers\n")
+    assert not (folder / "o").exists()
+
+
+def test_the_earlier_name_writes_the_same_and_says_the_new_one(folder, monkeypatch, capsys):
+    path = record_file(folder, "d", row(objects=[BOX, {**BOX, "desc": "other"}]))
+    words = (path, "--order", "random", "--seed", 3, "--prompt", "Where?")
+    _, new, _ = call(monkeypatch, capsys, "data", "export", "swift", *words, "--out", folder / "new")
+    code, old, err = call(monkeypatch, capsys, "data", "export-swift", *words, "--out", folder / "old")
+    assert (code, err) == (0, "note: data export-swift is now data export swift\n")
+    assert old == new.replace(str(folder / "new"), str(folder / "old"))
+    assert (folder / "old/d.jsonl").read_bytes() == (folder / "new/d.jsonl").read_bytes()

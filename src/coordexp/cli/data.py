@@ -1,4 +1,4 @@
-"""``coordexp data synth | import | export | export-swift | validate | stats | render``."""
+"""``coordexp data synth | import | export | validate | stats | render``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from coordexp.cli.common import AsJson, Group, Overwrite, Seed, examples, flags, progress, say
-from coordexp.cli.exporting import DATA_EXAMPLES, export
+from coordexp.cli.exporting import DATA_EXAMPLES, export, export_swift
 from coordexp.cli.importing import EXAMPLES as IMPORT_EXAMPLES
 from coordexp.cli.importing import import_
 
@@ -18,6 +18,8 @@ app = typer.Typer(cls=Group, help="Make, import and check data.", no_args_is_hel
 
 app.command("import", epilog=IMPORT_EXAMPLES)(import_)
 app.command("export", epilog=DATA_EXAMPLES)(export)
+# The earlier name.
+app.command("export-swift", hidden=True)(export_swift)
 
 Out = Annotated[Path, typer.Option(help="Folder to write; must not exist.")]
 
@@ -49,50 +51,6 @@ def synth(
         files = write_scenes(out, options, update, overwrite=overwrite)
     for split, path in files.items():
         say(f"{split}: {path}")
-
-
-@app.command(
-    "export-swift",
-    epilog=examples("coordexp data export-swift data/mine/train.jsonl data/mine/val.jsonl --out data/swift"),
-)
-def export_swift(
-    files: Annotated[list[Path], typer.Argument(metavar="RECORDS.jsonl", help="Record files, one for each split.")],
-    out: Out,
-    prompt: Annotated[
-        str | None, typer.Option(help="The question asked; {phrase} in it: metadata.phrase.", show_default="that of an experiment")
-    ] = None,
-    geometry: Annotated[str, typer.Option(help="How objects are written: recorded, bbox_2d or point_2d.")] = "recorded",
-    convention: Annotated[str, typer.Option(help="Coordinate convention of the tokens.")] = "norm999",
-    order: Annotated[str, typer.Option(help="Order of the objects: sorted or random (drawn once, from --seed).")] = "sorted",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the random order.")] = 0,
-    overwrite: Overwrite = False,
-) -> None:
-    """Write records as ms-swift grounding JSONL whose answers are in coordinate tokens: OUT/<name of each file>.jsonl."""
-    from typing import cast, get_args
-
-    from coordexp.data.options import DEFAULT_PROMPT, AnswerGeometry
-    from coordexp.data.swift_rows import SwiftExportOptions
-    from coordexp.data.swift_rows import export_swift as write
-
-    _one_of("--order", order, ("sorted", "random"))
-    _one_of("--geometry", geometry, get_args(AnswerGeometry))
-    options = SwiftExportOptions(
-        prompt=DEFAULT_PROMPT if prompt is None else prompt,
-        geometry=cast(AnswerGeometry, geometry),
-        convention=convention,
-        order="random" if order == "random" else "sorted",
-        seed=seed,
-    )
-    with progress("rows") as update:
-        done = write(files, out, options, overwrite=overwrite, progress=update)
-    splits = ", ".join(f"{count} {name}" for name, count in done.splits.items())
-    notes = [
-        f"{done.adjusted} boxes kept open by one bin" if done.adjusted else "",
-        f"{done.crowd} crowd regions or difficult objects left out" if done.crowd else "",
-        f"{done.copied} images written anew, upright and in RGB" if done.copied else "",
-        f"{done.unasked} phrases not asked for, the prompt has no {{phrase}}" if done.unasked else "",
-    ]
-    say(f"{splits} rows, {done.objects} objects written to {out}" + "".join(f"; {note}" for note in notes if note))
 
 
 @app.command(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from PIL import Image
 
@@ -47,6 +47,8 @@ class SwiftExportOptions:
     def __post_init__(self) -> None:
         if self.convention not in CONVENTIONS:
             raise ConfigError(f"--convention: expected one of {', '.join(CONVENTIONS)}, got {self.convention}")
+        if self.geometry not in get_args(AnswerGeometry):
+            raise ConfigError(f"--geometry: expected one of {', '.join(get_args(AnswerGeometry))}, got {self.geometry}")
         if self.order not in ("sorted", "random"):
             raise ConfigError(f"--order: expected sorted or random, got {self.order}")
         held = _placeholders(self.prompt)

@@ -135,7 +135,7 @@ def check_prompts(folder: Path, facts: list[DataFacts]) -> str | None:
         if all(shape.fullmatch(prompt) for prompt in prompts):
             return manifest.prompt
     for prompt in prompts:
-        check_contract(folder, prompt=prompt, keys={"prompt": "the user's message (`data export-swift --prompt`)"})
+        check_contract(folder, prompt=prompt, keys={"prompt": "the user's message (`data export swift --prompt`)"})
     return prompts[0] if len(prompts) == 1 else None
 
 

@@ -90,7 +90,7 @@ def row_targets(row: Mapping[str, Any], codec: CoordCodec) -> list[AnswerTargets
     if numbers is not None and len(numbers) != count:
         raise DataError(
             f"objects.bbox: expected as many numbers as the answer has coordinate tokens ({count}), in their order, got {len(numbers)}: "
-            "write the data with `coordexp data export-swift`"
+            "write the data with `coordexp data export swift`"
         )
     made, start = [], 0
     for answer in answers:
@@ -190,7 +190,7 @@ def _size(image: Any) -> tuple[float, float]:
             f"images: expected a file, to know the size that bbox_type real refers to, got {path!r}: use absolute paths, or bbox_type norm1"
         )
     if orientation(Path(path)) != 1:
-        raise DataError(f"images: {path} has an EXIF rotation, which ms-swift ignores: write the data with `coordexp data export-swift`")
+        raise DataError(f"images: {path} has an EXIF rotation, which ms-swift ignores: write the data with `coordexp data export swift`")
     width, height = image_size(Path(path))
     return float(width), float(height)
 
