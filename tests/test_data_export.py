@@ -13,6 +13,7 @@ from coordexp.data.exporting import EXPORTS, export_data
 from coordexp.data.importers.base import ImportOptions
 from coordexp.data.importers.formats import import_data
 from coordexp.data.records import read_records, write_records
+from pages import pages
 
 W, H = 319, 211
 # What each format has no place for.
@@ -123,3 +124,26 @@ def test_predictions_come_back_from_coco_results_and_become_pre_annotations(tmp_
     (region, *_) = json.loads((tmp_path / "ls.json").read_text())[0]["predictions"][0]["result"]
     assert (region["value"]["rectanglelabels"], region["score"]) == (["猫"], 0.1)
     assert region["value"]["x"] == pytest.approx(1.25 / W * 100)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("scored", [True, False])
+def test_the_documented_lines_make_what_the_constructor_of_supervision_accepts(count, scored):
+    """Its rules: ``xyxy`` is an array [n, 4], ``confidence`` and ``class_id`` are [n] or None, every value of ``data`` has n entries."""
+    (block,) = [block for one in pages() for block in one.blocks if block.info == "python" and "def arrays" in block.text]
+    scope = {}
+    exec(compile(block.text, block.place, "exec"), scope)
+    names = ["dog", "black cat"]
+    objects = [{"desc": names[i % 2], "bbox_2d": [i, 2, 30.5 + i, 40], **({"score": 0.25 * i} if scored else {})} for i in range(count)]
+    found = scope["arrays"]({"objects": objects, "score_source": "token" if scored else None}, names)
+    assert found.keys() == {"xyxy", "confidence", "class_id", "data"}
+    assert (found["xyxy"].shape, found["xyxy"].dtype.kind) == ((count, 4), "f")
+    assert found["xyxy"].tolist() == [[i, 2, 30.5 + i, 40] for i in range(count)]
+    assert (found["class_id"].shape, found["class_id"].dtype.kind) == ((count,), "i")
+    assert found["class_id"].tolist() == [i % 2 for i in range(count)]
+    assert found["data"]["class_name"].tolist() == [names[i % 2] for i in range(count)]
+    if scored:
+        assert (found["confidence"].shape, found["confidence"].dtype.kind) == ((count,), "f")
+        assert found["confidence"].tolist() == [0.25 * i for i in range(count)]
+    else:
+        assert found["confidence"] is None
