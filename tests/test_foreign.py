@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from command import call
+from coordexp.data.importers.answers import objects_of_text
+from coordexp.data.importers.base import RawObject
 from coordexp.data.importers.formats import import_data
 from coordexp.data.records import read_records
+from coordexp.evaluate.foreign import read_foreign
 
 W, H, IMAGES = 640, 480, 8
 
@@ -292,3 +296,23 @@ def test_names_of_yolo_files_come_from_the_data_set_that_the_records_were_import
     labels = tmp_path / "set/labels"
     code, out, _, numbers = evaluate(monkeypatch, capsys, tmp_path, labels, tmp_path / "e")
     assert (code, numbers["detection.file.aware.f1.mean"], "without scores; names from " in out) == (0, 1.0, True)
+
+
+@pytest.mark.parametrize("piece", ['{"a":', "[", "{'a':", "<box>", "[1,", '{"a":"', "<ref>"])
+def test_an_answer_that_never_closes_is_read_in_linear_time(piece):
+    """A model that repeats itself until its budget ends: 300,000 characters."""
+    begin = time.process_time()
+    assert not any(isinstance(found, RawObject) for found in objects_of_text(piece * (300_000 // len(piece)), "row") or [])
+    assert time.process_time() - begin < 5
+
+
+def test_half_a_surrogate_pair_spoils_its_own_object_and_nothing_else(tmp_path):
+    answer = [{"label": "a \ud83d b", "bbox_2d": [1, 2, 30, 40]}, {"label": "cat", "bbox_2d": [5, 6, 30, 40]}]
+    records = tmp_path / "records.jsonl"
+    records.write_text(json.dumps({"images": ["a.png"], "width": 50, "height": 50, "objects": []}) + "\n")
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(json.dumps({"image": "a.png", "response": json.dumps(answer)}) + "\n")
+    found = read_foreign(answers, records, categories=None, coords="absolute")
+    assert found is not None
+    assert [item["desc"] for item in found.rows[0]["objects"]] == ["cat"]
+    assert "1 boxes unusable" in found.notes[0]

@@ -79,6 +79,10 @@ def _load(tmp_path, *sets):
         ("train.gradient_checkpointing_kwargs={use_reentrant: true}", "train.gradient_checkpointing_kwargs: use_reentrant=true leaves an"),
         ("train.save_bst=loss", "train.save_bst: unknown key: did you mean train.save_best?"),
         *((f"train.{old}=1", f"train.{old}: is train.{new} now") for old, new in refused.RENAMED.items()),
+        *((f"train.{other}=1", f"train.{other}: is train.{new} here") for other, new in refused.ELSEWHERE.items()),
+        ("train.warmup_steps=2.5", "train.warmup_steps: expected a number of steps from 1, or a share of all steps below 1, got 2.5"),
+        ("data.prompt='Locate {phras}.'", "data.prompt: {phras} is no field of it: expected {phrase}"),
+        ("objective={text_ce: 0, soft_ce: 0, gate: 0}", "objective: expected a term with a weight, got 0 for all of them"),
         *((f"train.{key}=1", f"train.{key}: refused: {reason}") for key, reason in refused.REFUSED.items()),
     ],
 )

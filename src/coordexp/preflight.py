@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from coordexp.config.schema import ExperimentConfig
-from coordexp.data.answers import PHRASE, PHRASE_FIELD, answer_geometries, ask
+from coordexp.data.answers import PHRASE, answer_geometries, ask
+from coordexp.data.options import PHRASE_FIELD
 from coordexp.data.records import Record
 from coordexp.errors import ConfigError, DataError
 from coordexp.train.options import OPTIMIZERS, REPORTERS

@@ -12,16 +12,14 @@ import numpy as np
 
 from coordexp.boxes import bounding_box, polygon_order
 from coordexp.codec import CoordCodec
-from coordexp.data.options import AnswerGeometry
+from coordexp.data.options import PHRASE_FIELD, AnswerGeometry, unknown_field
 from coordexp.data.rows import Record, RecordObject
 from coordexp.errors import ConfigError, DataError
 from coordexp.grammar import Geometry, Instance, geometries_of
 
 _RESERVED = re.compile(r"<\|[^|<>]*\|>")
-# Of a record's metadata: what refers to its one object; in a prompt: the place where that is asked.
+# Of a record's metadata: what refers to its one object.
 PHRASE: Final = "phrase"
-PHRASE_FIELD: Final = "{phrase}"
-_FIELD = re.compile(r"\{\w+\}")
 
 
 def ask(prompt: str, record: Record) -> str:
@@ -31,8 +29,7 @@ def ask(prompt: str, record: Record) -> str:
         ConfigError: another ``{word}`` in the prompt.
         DataError: a prompt that asks for a phrase and a record without one, or one that holds a reserved token.
     """
-    unknown = next((field for field in _FIELD.findall(prompt) if field != PHRASE_FIELD), None)
-    if unknown is not None:
+    if (unknown := unknown_field(prompt)) is not None:
         raise ConfigError(f"prompt {prompt!r}: {unknown} is no field of it: expected {PHRASE_FIELD}, the phrase of a record")
     if PHRASE_FIELD not in prompt:
         return prompt

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 DEFAULT_PROMPT: Final = "Locate every object."
 AnswerGeometry = Literal["recorded", "bbox_2d", "point_2d"]
+# In a prompt: the place where a record's ``metadata.phrase`` is asked for.
+PHRASE_FIELD: Final = "{phrase}"
+
+
+def unknown_field(prompt: str) -> str | None:
+    """A ``{word}`` in the prompt that is not :data:`PHRASE_FIELD`."""
+    return next((found for found in re.findall(r"\{\w+\}", prompt) if found != PHRASE_FIELD), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,5 +88,7 @@ class DataOptions:
     packing: PackingOptions = field(default_factory=PackingOptions)
 
     def __post_init__(self) -> None:
+        if (unknown := unknown_field(self.prompt)) is not None:
+            raise ValueError(f"data.prompt: {unknown} is no field of it: expected {PHRASE_FIELD}, the phrase of a record, or plain text")
         if self.kind != "synth" and self.source is None:
             raise ValueError(f"data.source: expected a folder for kind={self.kind!r}, got none: pass --set data.source=FOLDER")

@@ -16,9 +16,9 @@ from typing import Any, Final, Literal, get_args
 from PIL import Image
 
 from coordexp.codec import CONVENTIONS, CoordCodec
-from coordexp.data.answers import PHRASE, PHRASE_FIELD, answer_objects, answer_values, ask, record_instances
+from coordexp.data.answers import PHRASE, answer_objects, answer_values, ask, record_instances
 from coordexp.data.images import load_image, orientation
-from coordexp.data.options import DEFAULT_PROMPT, AnswerGeometry
+from coordexp.data.options import DEFAULT_PROMPT, PHRASE_FIELD, AnswerGeometry
 from coordexp.data.records import Record, read_records, write_records
 from coordexp.data.staging import staged_folder
 from coordexp.errors import ConfigError, DataError

@@ -127,7 +127,7 @@ def _files(flat: Flat, mode: ScoreMode, federated: Sequence[Federated] | None = 
                 entry[key] = sorted(number.setdefault(label, len(number) + 1) for label in names)
         labels = list(number)
     # The engine wants a frequency on every category; without one it counts in none of the three.
-    categories: list[dict[str, Any]] = [{"id": k, "name": label} for k, label in enumerate(labels, start=1)]
+    categories: list[dict[str, Any]] = [{"id": k, "name": label or "(no name)"} for k, label in enumerate(labels, start=1)]
     categories = [entry | {"frequency": frequency[entry["name"]]} if entry["name"] in frequency else entry for entry in categories]
     crowds = slice(0, 0 if federated is not None else None)
     boxes = np.concatenate([flat.true_boxes, flat.crowd_boxes[crowds]])

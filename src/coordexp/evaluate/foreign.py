@@ -31,7 +31,7 @@ from coordexp.data.importers.yolo import class_names
 from coordexp.data.records import Record, read_records
 from coordexp.data.rows import IMPORT_FILE, RecordObject
 from coordexp.errors import ConfigError, DataError
-from coordexp.evaluate.predictions import read_predictions
+from coordexp.evaluate.predictions import HALF_PAIR, read_predictions
 from coordexp.evaluate.samples import normalise
 from coordexp.evaluate.yolo_results import read_yolo
 from coordexp.grammar import COORD_TOKEN, Instance, parse
@@ -245,7 +245,7 @@ def _of_bins(item: Instance, record: Record, codec: CoordCodec) -> dict[str, Any
 
 
 def _object(raw: RawObject | Unusable, size: tuple[int, int], units: str | None, path: Path) -> dict[str, Any] | None:
-    if isinstance(raw, Unusable) or not isinstance(raw.name, str) or not raw.name.strip():
+    if isinstance(raw, Unusable) or not isinstance(raw.name, str) or not raw.name.strip() or HALF_PAIR.search(raw.name):
         return None
     units = raw.units or units
     if units is None:

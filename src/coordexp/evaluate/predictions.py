@@ -17,7 +17,7 @@ from coordexp.evaluate.registry import READOUT_NAMES
 from coordexp.grammar import GEOMETRIES, Geometry
 
 # JSON can spell half a surrogate pair, which no file can hold.
-_HALF_PAIR: Final = re.compile(r"[\ud800-\udfff]")
+HALF_PAIR: Final = re.compile(r"[\ud800-\udfff]")
 
 Box = tuple[float, float, float, float]
 
@@ -284,7 +284,7 @@ class _Row:
         return self.unicode(field, value)
 
     def unicode(self, field: str, value: str) -> str:
-        if _HALF_PAIR.search(value):
+        if HALF_PAIR.search(value):
             self.fail(field, "valid Unicode, without halves of surrogate pairs", value)
         return value
 

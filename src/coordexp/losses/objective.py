@@ -63,6 +63,8 @@ class CoordObjective:
         for name, value in widths.items():
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"objective.{name}: expected a positive number, got {value}")
+        if not self.active:
+            raise ValueError("objective: expected a term with a weight, got 0 for all of them: nothing would be trained")
         if self.sigma_max < self.sigma_min:
             raise ValueError(f"objective.sigma_max: expected at least sigma_min={self.sigma_min}, got {self.sigma_max}")
         if self.truncate is not None and self.truncate < 0:

@@ -172,8 +172,10 @@ class TrainOptions:
         for name in _COUNTS:
             if self.__dict__[name] is not None and self.__dict__[name] < 1:
                 raise ValueError(f"train.{name}: expected at least 1, got {self.__dict__[name]}")
-        for name in ("logging_steps", "eval_steps", "save_steps"):
+        for name in ("logging_steps", "eval_steps", "save_steps", "warmup_steps"):
             steps = self.__dict__[name]
+            if name == "warmup_steps" and steps == 0:
+                continue
             if not steps > 0 or (steps >= 1 and steps != int(steps)):
                 raise ValueError(f"train.{name}: expected a number of steps from 1, or a share of all steps below 1, got {steps}")
         _check_names(self)

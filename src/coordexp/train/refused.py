@@ -20,6 +20,13 @@ RENAMED: Final = {
     "group_by_length": "train_sampling_strategy: group_by_length",
 }
 
+# Keys of other trainers that mean one of ours.
+ELSEWHERE: Final = {
+    "batch_size": "per_device_train_batch_size", "train_batch_size": "per_device_train_batch_size", "lr": "learning_rate",
+    "epochs": "num_train_epochs", "num_epochs": "num_train_epochs", "steps": "max_steps", "eval_every": "eval_steps",
+    "save_every": "save_steps", "optimizer": "optim", "grad_accum": "gradient_accumulation_steps",
+}  # fmt: skip
+
 _BEST: Final = "set train.save_best, which knows which way is better"
 _HERE: Final = "evaluation is a sum over a count here, whole on every process, and makes no predictions to gather"
 _SEED: Final = "the key `seed` of the experiment is the seed of everything"
@@ -95,7 +102,8 @@ END: Final = "<!-- end -->\n"
 
 def why_refused() -> dict[str, str]:
     """Key -> what its error says."""
-    return {key: f"is train.{new} now" for key, new in RENAMED.items()} | {key: f"refused: {reason}" for key, reason in REFUSED.items()}
+    told = {key: f"is train.{new} now" for key, new in RENAMED.items()} | {key: f"is train.{new} here" for key, new in ELSEWHERE.items()}
+    return told | {key: f"refused: {reason}" for key, reason in REFUSED.items()}
 
 
 def written_into(page: str) -> str:

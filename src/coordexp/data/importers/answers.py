@@ -37,7 +37,6 @@ _QUESTIONS: Final = (
 _TRIES: Final = 50
 
 
-_BRACKETS: Final = re.compile(r"[\[{].*[\]}]", re.DOTALL)
 _QUOTED: Final = re.compile(r"[{,]\s*'\w+'\s*:")
 _LONGEST: Final = 1_000_000
 
@@ -116,9 +115,11 @@ def _json_values(text: str) -> Iterator[Any]:
 
 def _literal(text: str) -> list[Any]:
     """The list or object of a text that is written as Python prints it, with single quotes."""
-    match = _BRACKETS.search(text)
+    # From the first opening to the last closing bracket; a pattern for that takes quadratic time where none is closed.
+    first = min((place for place in (text.find("["), text.find("{")) if place >= 0), default=len(text))
+    body = text[first : max(text.rfind("]"), text.rfind("}")) + 1]
     try:
-        value = ast.literal_eval(match[0]) if match and _QUOTED.search(match[0]) and len(match[0]) < _LONGEST else None
+        value = ast.literal_eval(body) if _QUOTED.search(body) and len(body) < _LONGEST else None
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         return []
     return [value] if isinstance(value, list | dict) else []

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from coordexp.codec import CONVENTIONS, CoordCodec
-from coordexp.data.answers import PHRASE_FIELD
+from coordexp.data.options import PHRASE_FIELD
 from coordexp.errors import ConfigError, DataError, VocabError
 from coordexp.grammar import COORD_TOKEN, Geometry
 from coordexp.integrations.ms_swift.options import CONFIG_VARIABLE, LOSS_NAME, ConfigSource
