@@ -37,7 +37,8 @@ def _commands():
 
 
 COMMANDS = _commands()
-LEAVES = [(words, command) for words, command in COMMANDS if not hasattr(command, "commands")]
+# An earlier name of a command is hidden, and its page that of the new one.
+LEAVES = [(words, command) for words, command in COMMANDS if not hasattr(command, "commands") and not command.hidden]
 each = pytest.mark.parametrize(("words", "command"), COMMANDS, ids=[" ".join(words) or "coordexp" for words, _ in COMMANDS])
 leaf = pytest.mark.parametrize(("words", "command"), LEAVES, ids=[" ".join(words) for words, _ in LEAVES])
 

@@ -51,7 +51,8 @@ def test_ctrl_c_is_answered_within_two_seconds(kind):
 
 def test_an_ab_that_waits_for_another_ones_warm_up_stops(tmp_path):
     begun = {"state": "waiting", "needs": None, "over": False, "seconds": 0.0}
-    task = SimpleNamespace(folder=tmp_path / "warm", arm=None, seed=0, label="warm-up", **begun)
+    config = SimpleNamespace(train=SimpleNamespace(max_steps=1))
+    task = SimpleNamespace(folder=tmp_path / "warm", arm=None, seed=0, label="warm-up", config=config, **begun)
     pool = ab._Pool([task], tmp_path, ("",), False, Console(quiet=True), lambda: None)
     (tmp_path / ".warm").mkdir()
     with (tmp_path / ".warm" / ".lock").open("w") as held:
