@@ -14,7 +14,7 @@ EXAMPLES = examples(
     "coordexp evaluate predictions.jsonl --data data/mine/test.jsonl --out evaluation",
     "coordexp evaluate predictions.jsonl --data data/mine/test.jsonl --out again --json",
     "coordexp evaluate coco_results.json --data data/coco/val.jsonl --out evaluation",
-    "coordexp evaluate yolo/labels --data data/mine/test.jsonl --categories data.yaml --out evaluation",
+    "coordexp evaluate labels --data data/mine/test.jsonl --categories data.yaml --out evaluation",
     "coordexp evaluate answers.jsonl --data data/mine/test.jsonl --coords norm1000 --out evaluation",
 )
 
