@@ -38,7 +38,7 @@ _KEYED_SEPARATOR: Final = re.compile(r'\s*+\{?\s*+,?\s*+"object_\d++"\s*+:\s*+')
 _LISTED_TAIL: Final = re.compile(r"\]\s*+\}\s*+\Z")
 _KEYED_END: Final = re.compile(r"\}")
 _NEXT_OBJECT: Final = re.compile(r'"object_\d++"\s*+:\s*+\{|\{\s*+"desc"')
-_HALF_PAIR: Final = re.compile(r"[\ud800-\udfff]")
+HALF_PAIR: Final = re.compile(r"[\ud800-\udfff]")
 
 
 def geometries_of(found: Collection[str]) -> tuple[Geometry, ...]:
@@ -236,7 +236,7 @@ def _read_object(text: str, start: int) -> tuple[str, tuple[int, int], Geometry,
     if string is None or key is None or values is None or closing is None:
         return None
     desc = json.loads(string[0])
-    if _HALF_PAIR.search(desc):
+    if HALF_PAIR.search(desc):
         return None
     return desc, (string.start() + 1, string.end() - 1), _geometry(key.group(1)), values.span(), closing.end()
 

@@ -7,8 +7,6 @@ crowds and outlines in VOC; crowds in Label Studio. Numbers are written with all
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ from xml.sax.saxutils import escape
 
 from coordexp.boxes import bounding_box
 from coordexp.data.records import Record, RecordObject, read_records
-from coordexp.data.staging import atomic_text, staged_folder
+from coordexp.data.staging import atomic_text, link_or_copy, staged_folder
 from coordexp.errors import ConfigError, DataError
 
 Progress = Callable[[int, int], None]
@@ -93,14 +91,7 @@ def _place(image: Path, target: Path, *, copy: bool) -> None:
     if target.exists():
         return  # several records of one image
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        if copy:
-            shutil.copyfile(image, target)
-        else:
-            os.symlink(image, target)
-    except OSError as error:
-        advice = "check the file" if copy else "export with --copy where links are not possible"
-        raise DataError(f"{image}: cannot be {'copied' if copy else 'linked'} to {target.name} ({error.strerror}): {advice}") from error
+    link_or_copy(image, target, copy=copy, command="export")
 
 
 def _dump(path: Path, content: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 from coordexp.boxes import bounding_box, box_problem
 from coordexp.data.images import image_size
 from coordexp.errors import DataError
-from coordexp.grammar import GEOMETRIES, Geometry
+from coordexp.grammar import GEOMETRIES, HALF_PAIR, Geometry
 
 RECORD_KEYS: Final = ("images", "width", "height", "objects", "image_id", "metadata")
 REQUIRED_KEYS: Final = ("images", "width", "height", "objects")
@@ -332,7 +332,7 @@ def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: expected a non-empty string, got {show(value)}")
     # JSON can spell half a surrogate pair; no file or tokenizer can take it.
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if HALF_PAIR.search(value):
         raise DataError(f"{where}: expected valid Unicode, got half a surrogate pair in {show(value)}")
     return value
 

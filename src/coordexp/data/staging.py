@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from coordexp.errors import ConfigError
+from coordexp.errors import ConfigError, DataError
 
 # Marks a folder that is being filled; held locked by whoever fills it, so one without an owner may be deleted.
 _MARKER: Final = ".coordexp-staging"
@@ -159,3 +159,19 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def link_or_copy(image: Path, target: Path, *, copy: bool, command: str) -> None:
+    """Put an image into a data set by a link, or as a copy.
+
+    Raises:
+        DataError: it cannot be; ``command`` has the option ``--copy``.
+    """
+    try:
+        if copy:
+            shutil.copyfile(image, target)
+        else:
+            os.symlink(image, target)
+    except OSError as error:
+        advice = "check the file" if copy else f"{command} with --copy where links are not possible"
+        raise DataError(f"{image}: cannot be {'copied' if copy else 'linked'} to {target.name} ({error.strerror}): {advice}") from error

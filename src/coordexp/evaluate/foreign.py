@@ -31,10 +31,10 @@ from coordexp.data.importers.yolo import class_names
 from coordexp.data.records import Record, read_records
 from coordexp.data.rows import IMPORT_FILE, RecordObject
 from coordexp.errors import ConfigError, DataError
-from coordexp.evaluate.predictions import HALF_PAIR, read_predictions
+from coordexp.evaluate.predictions import read_predictions
 from coordexp.evaluate.samples import normalise
 from coordexp.evaluate.yolo_results import read_yolo
-from coordexp.grammar import COORD_TOKEN, Instance, parse
+from coordexp.grammar import COORD_TOKEN, HALF_PAIR, Instance, parse
 
 _ANSWERS: Final = ("response", "predict", "prediction", "generated_text", "answer", "output")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,7 @@ import msgspec
 from coordexp.boxes import bounding_box
 from coordexp.errors import DataError
 from coordexp.evaluate.registry import READOUT_NAMES
-from coordexp.grammar import GEOMETRIES, Geometry
-
-# JSON can spell half a surrogate pair, which no file can hold.
-HALF_PAIR: Final = re.compile(r"[\ud800-\udfff]")
+from coordexp.grammar import GEOMETRIES, HALF_PAIR, Geometry
 
 Box = tuple[float, float, float, float]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -21,7 +20,7 @@ from coordexp.data.importers.probing import likely_cause
 from coordexp.data.importers.tally import Stop, Tally
 from coordexp.data.records import write_records
 from coordexp.data.rows import IMPORT_FILE, size_problem
-from coordexp.data.staging import atomic_text, read_json, staged_folder
+from coordexp.data.staging import atomic_text, link_or_copy, read_json, staged_folder
 from coordexp.errors import ConfigError, DataError
 
 Progress = Callable[[int, int], None]
@@ -295,7 +294,7 @@ class _Writer:
             if raw.content is not None:
                 target.write_bytes(raw.content)
             else:
-                _link(found.path, target, copy=self.options.copy)
+                link_or_copy(found.path, target, copy=self.options.copy, command="import")
             self._linked[name] = source
         if isinstance(source, Path):
             self.roots.add(found.root)
@@ -344,14 +343,3 @@ def content_size(raw: RawImage, folder: Path) -> tuple[int, int]:
     finally:
         with suppress(FileNotFoundError):
             path.unlink()
-
-
-def _link(image: Path, target: Path, *, copy: bool) -> None:
-    try:
-        if copy:
-            shutil.copyfile(image, target)
-        else:
-            os.symlink(image, target)
-    except OSError as error:
-        advice = "check the file" if copy else "import with --copy where links are not possible"
-        raise DataError(f"{image}: cannot be {'copied' if copy else 'linked'} to {target.name} ({error.strerror}): {advice}") from error
